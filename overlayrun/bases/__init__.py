@@ -1,0 +1,1 @@
+"""Frozen trees that workspaces stand on."""

@@ -1,0 +1,1 @@
+"""System calls, constants and what this kernel can do."""

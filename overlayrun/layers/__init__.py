@@ -1,0 +1,1 @@
+"""Overlayfs layers read and written as changes."""

@@ -1,0 +1,53 @@
+"""Ids and choices that every floor shares. On the launch path: imports nothing but enum."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NewType
+
+    CommitId = NewType("CommitId", str)
+    TreeId = NewType("TreeId", str)
+    BlobId = NewType("BlobId", str)
+    BranchName = NewType("BranchName", str)
+else:
+    # NewType costs the launch path 7 ms of `typing`; at run time it is the plain type anyway.
+    CommitId = TreeId = BlobId = BranchName = str
+
+EMPTY_TREE = TreeId("4b825dc642cb6eb9a060e54bf8d69288fbee4904")
+ZERO_ID = CommitId("0" * 40)
+
+
+class DirtyPolicy(Enum):
+    """What to do with uncommitted changes of the user's tree when a workspace is made."""
+
+    INCLUDE = "include"
+    IGNORE = "ignore"
+    FAIL = "fail"
+
+
+class CarryPolicy(Enum):
+    """How ignored files of the user's tree come along."""
+
+    REFLINK = "reflink"
+    LINK = "link"
+    LIVE = "live"
+    NONE = "none"
+
+
+class HomePolicy(Enum):
+    """What the command sees as HOME."""
+
+    COW = "cow"
+    PRIVATE = "private"
+
+
+class SnapshotReason(Enum):
+    """Why a snapshot was taken."""
+
+    EXIT = "exit"
+    INTERVAL = "interval"
+    REQUEST = "request"
+    RECOVERY = "recovery"

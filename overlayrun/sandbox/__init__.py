@@ -1,0 +1,1 @@
+"""What the command can see, write and call."""

@@ -1,0 +1,1 @@
+"""Git's objects and refs: the only user of pygit2."""

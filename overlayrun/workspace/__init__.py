@@ -1,0 +1,1 @@
+"""A branch's directories, record and lock on disk."""

@@ -1,0 +1,202 @@
+"""One flat wrapper a system call: kernel names, keyword flags, OSError on failure.
+
+Paths are str in the file system's encoding, or descriptors where the call takes one. Every descriptor
+that is returned is close-on-exec.
+"""
+
+from __future__ import annotations
+
+import ctypes  # noqa: TID251  kernel/ is where system calls live
+import os
+
+from overlayrun.kernel import abi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.syncfs.argtypes = (ctypes.c_int,)
+_libc.signalfd.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+
+
+def _checked(result: int, call: str, subject: str | None = None) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}", subject)
+    return result
+
+
+def _long(value: int) -> ctypes.c_long:
+    return ctypes.c_long(value)
+
+
+def mount(source: str, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2)."""
+    encoded = [None if text is None else os.fsencode(text) for text in (source, target, fstype, data)]
+    _checked(_libc.mount(encoded[0], encoded[1], encoded[2], flags, encoded[3]), "mount", target)
+
+
+def umount2(target: str, flags: int) -> None:
+    """umount2(2)."""
+    _checked(_libc.umount2(os.fsencode(target), flags), "umount2", target)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _checked(_libc.unshare(flags), "unshare")
+
+
+def setns(fd: int, nstype: int) -> None:
+    """setns(2)."""
+    _checked(_libc.setns(fd, nstype), "setns")
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): flush the whole file system that holds `fd`."""
+    _checked(_libc.syncfs(fd), "syncfs")
+
+
+def prctl(option: int, *arguments: int) -> int:
+    """prctl(2); missing arguments are 0, as newer options demand."""
+    padded = [ctypes.c_ulong(value) for value in (*arguments, 0, 0, 0, 0)[:4]]
+    return _checked(_libc.prctl(ctypes.c_int(option), *padded), f"prctl {option}")
+
+
+def fsopen(fstype: str) -> int:
+    """fsopen(2), Linux 5.2: a file system context."""
+    return _checked(
+        _syscall(_long(abi.NR_FSOPEN), os.fsencode(fstype), _long(abi.FSOPEN_CLOEXEC)), "fsopen", fstype
+    )
+
+
+def fsconfig(fd: int, command: int, key: str | None = None, value: str | None = None, aux: int = 0) -> None:
+    """fsconfig(2); the kernel's own words for a refusal become the error's text."""
+    encoded = [None if text is None else os.fsencode(text) for text in (key, value)]
+    if _syscall(_long(abi.NR_FSCONFIG), _long(fd), _long(command), encoded[0], encoded[1], _long(aux)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"fsconfig {key or 'create'}: {_context_log(fd) or os.strerror(number)}", value)
+
+
+def _context_log(fd: int) -> str:
+    lines = []
+    try:
+        while line := os.read(fd, 8192):
+            lines.append(line.decode(errors="replace").strip())
+    except OSError:  # ENODATA ends the log
+        pass
+    return "; ".join(lines)
+
+
+def fsmount(fd: int, attributes: int) -> int:
+    """fsmount(2): a detached mount of a created context."""
+    return _checked(
+        _syscall(_long(abi.NR_FSMOUNT), _long(fd), _long(abi.FSMOUNT_CLOEXEC), _long(attributes)), "fsmount"
+    )
+
+
+def open_tree(path: str, flags: int) -> int:
+    """open_tree(2), with OPEN_TREE_CLONE a detached bind mount of `path`."""
+    flags |= abi.OPEN_TREE_CLOEXEC
+    return _checked(
+        _syscall(_long(abi.NR_OPEN_TREE), _long(abi.AT_FDCWD), os.fsencode(path), _long(flags)),
+        "open_tree",
+        path,
+    )
+
+
+def move_mount(fd: int, target: str) -> None:
+    """move_mount(2): attach the detached mount `fd` at the path `target`."""
+    _checked(
+        _syscall(
+            _long(abi.NR_MOVE_MOUNT),
+            _long(fd),
+            b"",
+            _long(abi.AT_FDCWD),
+            os.fsencode(target),
+            _long(abi.MOVE_MOUNT_F_EMPTY_PATH),
+        ),
+        "move_mount",
+        target,
+    )
+
+
+def mount_setattr(path: str | int, attributes: int, *, recursive: bool) -> None:
+    """mount_setattr(2), Linux 5.12: set attributes of the mount at a path, or of a mount descriptor."""
+    attr = abi.MountAttr(attr_set=attributes)
+    where, name = (path, b"") if isinstance(path, int) else (abi.AT_FDCWD, os.fsencode(path))
+    flags = (abi.AT_RECURSIVE if recursive else 0) | (abi.AT_EMPTY_PATH if isinstance(path, int) else 0)
+    _checked(
+        _syscall(
+            _long(abi.NR_MOUNT_SETATTR),
+            _long(where),
+            name,
+            _long(flags),
+            ctypes.byref(attr),
+            _long(ctypes.sizeof(attr)),
+        ),
+        "mount_setattr",
+        str(path),
+    )
+
+
+def clone(flags: int) -> int:
+    """clone(2) as fork with namespaces: 0 in the child, else its pid. The caller has one thread only.
+
+    Unlike os.fork it makes the child pid 1 of a new pid namespace in one step; Python's own after-fork work
+    concerns threads, which there are none of.
+    """
+    return _checked(
+        _syscall(_long(abi.NR_CLONE), _long(flags | 17), _long(0), _long(0), _long(0), _long(0)), "clone"
+    )
+
+
+def close_range(first: int, last: int = 0x7FFFFFFF) -> None:
+    """close_range(2), Linux 5.9."""
+    _checked(_syscall(_long(abi.NR_CLOSE_RANGE), _long(first), _long(last), _long(0)), "close_range")
+
+
+def capset_none() -> None:
+    """capset(2): give up every capability of this thread."""
+    header = abi.CapHeader(version=abi.LINUX_CAPABILITY_VERSION_3, pid=0)
+    data = (abi.CapData * 2)()
+    _checked(_libc.capset(ctypes.byref(header), ctypes.byref(data)), "capset")
+
+
+def signalfd(signals: Iterable[int]) -> int:
+    """signalfd(2): non-blocking, reads as struct signalfd_siginfo; the caller blocks the signals."""
+    mask = sum(1 << (number - 1) for number in signals)
+    # sigset_t is 128 bytes in glibc; signalfd reads its first eight.
+    return _checked(
+        _libc.signalfd(-1, mask.to_bytes(128, "little"), abi.SFD_CLOEXEC | abi.SFD_NONBLOCK), "signalfd"
+    )
+
+
+def renameat2(old: str, new: str, flags: int) -> None:
+    """renameat2(2) of two paths."""
+    _checked(
+        _syscall(
+            _long(abi.NR_RENAMEAT2),
+            _long(abi.AT_FDCWD),
+            os.fsencode(old),
+            _long(abi.AT_FDCWD),
+            os.fsencode(new),
+            _long(flags),
+        ),
+        "renameat2",
+        old,
+    )
+
+
+def landlock_abi() -> int:
+    """Version of Landlock's interface; OSError where the kernel has none (landlock_create_ruleset(2))."""
+    return _checked(
+        _syscall(_long(abi.NR_LANDLOCK_CREATE_RULESET), _long(0), _long(0), _long(1)),
+        "landlock_create_ruleset",
+    )

@@ -6,7 +6,8 @@ from enum import Enum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NewType
+    from collections.abc import Sequence
+    from typing import Any, NewType
 
     CommitId = NewType("CommitId", str)
     TreeId = NewType("TreeId", str)
@@ -51,3 +52,31 @@ class SnapshotReason(Enum):
     INTERVAL = "interval"
     REQUEST = "request"
     RECOVERY = "recovery"
+
+
+class RunOptions:
+    """What a run was asked for, by the names of the command line's options. Spans in seconds."""
+
+    branch: str | None
+    base: str | None
+    into: str | None
+    dirty: DirtyPolicy
+    carry: CarryPolicy | None
+    home: HomePolicy
+    rm: bool
+    keep: bool
+    apply: bool
+    every: float
+    freeze: bool
+    timeout: float | None
+    idle_timeout: float | None
+    message: str | None
+    env: Sequence[str]
+    bind_ro: Sequence[str]
+    bind_rw: Sequence[str]
+    profile: str | None
+    quiet: bool
+
+    def __init__(self, **given: Any) -> None:
+        for name, value in given.items():
+            setattr(self, name, value)

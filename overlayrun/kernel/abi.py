@@ -72,6 +72,9 @@ SFD_NONBLOCK: Final = os.O_NONBLOCK
 SIGNALFD_SIGINFO_SIZE: Final = 128
 SI_USER: Final = 0
 
+# linux/close_range.h
+CLOSE_RANGE_CLOEXEC: Final = 0x4
+
 # asm/unistd_64.h and asm-generic/unistd.h; from 424 on the numbers are the same everywhere
 _MACHINE: Final = os.uname().machine
 NR_CLONE: Final = 220 if _MACHINE == "aarch64" else 56

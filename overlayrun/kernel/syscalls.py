@@ -158,8 +158,9 @@ def clone(flags: int) -> int:
 
 
 def close_range(first: int, last: int = 0x7FFFFFFF) -> None:
-    """close_range(2), Linux 5.9."""
-    _checked(_syscall(_long(abi.NR_CLOSE_RANGE), _long(first), _long(last), _long(0)), "close_range")
+    """close_range(2) with CLOSE_RANGE_CLOEXEC, Linux 5.11: close at the next exec."""
+    arguments = (first, last, abi.CLOSE_RANGE_CLOEXEC)
+    _checked(_syscall(_long(abi.NR_CLOSE_RANGE), *map(_long, arguments)), "close_range")
 
 
 def capset_none() -> None:

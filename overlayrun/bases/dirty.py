@@ -1,0 +1,142 @@
+"""The user's uncommitted changes: found by one `git status`, copied into a layer, recorded as a commit.
+
+Nothing here touches the user's index or files: git works on a copy of the index, and on the copied files, so that the
+commit and the layer hold the same bytes while the user goes on typing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+
+from overlayrun.errors import StoreError
+from overlayrun.files import remove_tree
+from overlayrun.layers.marks import write_whiteout
+from overlayrun.model import EMPTY_TREE, CommitId
+from overlayrun.store.git import git
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Final
+
+    from overlayrun.store.location import Repository
+
+_STATUS: Final = (
+    "status",
+    "--porcelain=v2",
+    "-z",
+    "--untracked-files=all",
+    "--ignored=matching",
+    "--no-renames",
+    "--ignore-submodules=dirty",
+)
+
+
+class UserTree:
+    """What `git status` says of the user's tree; paths as bytes below the root.
+
+    changed: tracked and different from HEAD, or untracked and not ignored. ignored: directories end in "/".
+    left_out: untracked repositories, which no commit of ours can hold.
+    """
+
+    __slots__ = ("changed", "ignored", "left_out")
+
+    def __init__(self) -> None:
+        self.changed: list[bytes] = []
+        self.ignored: list[bytes] = []
+        self.left_out: list[bytes] = []
+
+
+def look(repository: Repository) -> UserTree:
+    """One `git status` of the user's tree, which leaves his index alone."""
+    found = UserTree()
+    for line in git(_STATUS, cwd=repository.root).split(b"\0"):
+        kind, _, rest = line.partition(b" ")
+        if kind == b"!":
+            found.ignored.append(rest)
+        elif kind == b"?":
+            (found.left_out if rest.endswith(b"/") else found.changed).append(rest)
+        elif kind in {b"1", b"u"}:
+            fields = rest.split(b" ", 7 if kind == b"1" else 9)
+            if not fields[1].startswith(b"S"):  # a submodule's own changes are its own repository's
+                found.changed.append(fields[-1])
+    return found
+
+
+def record_dirty(repository: Repository, changed: list[bytes], layer: str, message: str) -> CommitId:
+    """Copy the changed files into the directory `layer` and commit them on top of HEAD; nothing moves a ref.
+
+    A path that is gone from the user's tree becomes a whiteout. Raises StoreError where a file can't be read.
+    """
+    remove_tree(layer)
+    os.makedirs(f"{layer}/.git")
+    source, target = os.fsencode(repository.root), os.fsencode(layer)
+    gone = [path for path in changed if not _copy(source, target, path)]
+    try:
+        commit = _commit(repository, changed, layer, message)
+    finally:
+        os.rmdir(f"{layer}/.git")
+    for place in _marks(target, gone):
+        write_whiteout(None, place)
+    return commit
+
+
+def _copy(source: bytes, target: bytes, path: bytes) -> bool:
+    """Whether there was something to copy."""
+    here, there = os.path.join(source, path), os.path.join(target, path)
+    try:
+        info = os.lstat(here)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if not stat.S_ISREG(info.st_mode) and not stat.S_ISLNK(info.st_mode):
+        return stat.S_ISDIR(info.st_mode)  # a file that became a directory: its files are listed themselves
+    _make_parents(source, target, os.path.dirname(path))
+    try:
+        shutil.copy2(here, there, follow_symlinks=False)
+    except OSError as err:
+        raise StoreError(
+            f"an uncommitted file can't be read: {os.fsdecode(path)}: {err.strerror}", hint="or: --dirty ignore"
+        ) from err
+    return True
+
+
+def _make_parents(source: bytes, target: bytes, directory: bytes) -> None:
+    """Directories of a layer hide those below: they keep the modes and times of the user's."""
+    if not directory or os.path.isdir(os.path.join(target, directory)):
+        return
+    _make_parents(source, target, os.path.dirname(directory))
+    place = os.path.join(target, directory)
+    os.mkdir(place)
+    shutil.copystat(os.path.join(source, directory), place)
+
+
+def _marks(target: bytes, gone: list[bytes]) -> Iterator[bytes]:
+    for path in gone:
+        place = os.path.join(target, path)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        if not os.path.lexists(place):
+            yield place
+
+
+def _commit(repository: Repository, changed: list[bytes], layer: str, message: str) -> CommitId:
+    index = f"{layer}/.git/index"
+    own = f"{repository.git_dir}/index"
+    if os.path.exists(own):
+        shutil.copyfile(own, index)
+    env = {"GIT_INDEX_FILE": index, "GIT_OPTIONAL_LOCKS": "1"}
+    plain = ["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "core.splitIndex=false"]
+
+    def on_copy(*command: str, data: bytes = b"") -> str:
+        words = [*plain, f"--work-tree={layer}", *command]
+        answer = git(words, git_dir=repository.git_dir, cwd=layer, env=env, input=data)
+        return answer.decode().strip()
+
+    # Conflicted entries first: `--force-remove` and then add makes one stage of three.
+    on_copy("update-index", "--add", "--remove", "-z", "--stdin", data=b"".join(path + b"\0" for path in changed))
+    tree = on_copy("write-tree")
+    parents = ["-p", repository.head] if repository.head else []
+    if tree == EMPTY_TREE and not parents:
+        raise StoreError("there is nothing to record", hint="add a file first")
+    return CommitId(on_copy("commit-tree", *parents, "-m", message, tree))

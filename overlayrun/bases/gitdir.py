@@ -1,0 +1,111 @@
+"""The command's own `.git`: HEAD, refs, index and configuration of its own; the history read-only through alternates.
+
+It holds no credential, no hook and no path back to the real one. Its index comes from the frozen tree; what is
+written here is small and lies in the upper layer of the `.git` mount.
+"""
+
+from __future__ import annotations
+
+import os
+
+from overlayrun.files import read_bytes, write_whole
+from overlayrun.store.git import git
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Final
+
+    from overlayrun.store.location import Repository
+
+# Settings that change what git stores or shows, and can neither run a program nor hold a secret.
+_PLAIN: Final = (
+    "user.name",
+    "user.email",
+    "core.autocrlf",
+    "core.eol",
+    "core.safecrlf",
+    "core.filemode",
+    "core.symlinks",
+    "core.ignorecase",
+    "core.abbrev",
+    "core.quotepath",
+    "i18n.commitencoding",
+    "merge.conflictstyle",
+    "pull.rebase",
+    "rebase.autosquash",
+)
+# gc would copy whole packs up; a warm cache of untracked files would name the user's directories.
+_OWN: Final = (
+    ("core.repositoryformatversion", "0"),
+    ("core.bare", "false"),
+    ("core.logallrefupdates", "true"),
+    ("gc.auto", "0"),
+    ("maintenance.auto", "false"),
+)
+
+
+def write_git_directory(
+    repository: Repository, place: str, objects: str, head: str, refs: Mapping[str, str]
+) -> None:
+    """Fill the upper layer of a workspace's `.git`.
+
+    objects: path of the history's objects as the command sees it. head: ref name that HEAD stands for.
+    refs: full ref names and commits; the repository's tags come on top.
+    """
+    os.makedirs(f"{place}/info")
+    os.makedirs(f"{place}/objects/info")
+    lines = [f"{commit} {name}" for name, commit in {**dict(_tags(repository.common_dir)), **refs}.items()]
+    files = {
+        "HEAD": f"ref: {head}\n",
+        "config": _configuration(repository),
+        "packed-refs": "".join(f"{line}\n" for line in sorted(lines, key=lambda line: line.partition(" ")[2])),
+        "objects/info/alternates": f"{objects}\n",
+    }
+    for name, text in files.items():
+        write_whole(f"{place}/{name}", text.encode("utf-8", "surrogateescape"), durable=False, mode=0o644)
+    for name in ("info/exclude", "info/attributes", "shallow"):
+        try:
+            write_whole(f"{place}/{name}", read_bytes(f"{repository.common_dir}/{name}"), durable=False, mode=0o644)
+        except FileNotFoundError:
+            continue
+
+
+def _tags(common_dir: str) -> Iterator[tuple[str, str]]:
+    """Tags, because builds ask `git describe` for a version; read from the files, as a process would cost 4 ms."""
+    try:
+        packed = read_bytes(f"{common_dir}/packed-refs").decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        packed = ""
+    for line in packed.split("\n"):
+        commit, _, name = line.partition(" ")
+        if name.startswith("refs/tags/"):
+            yield name, commit
+    for directory, _, names in os.walk(f"{common_dir}/refs/tags"):
+        for name in names:
+            path = f"{directory}/{name}"
+            yield path[len(common_dir) + 1 :], read_bytes(path).decode("ascii", "replace").strip()
+
+
+def _configuration(repository: Repository) -> str:
+    listed = git(["config", "--local", "-z", "--list"], git_dir=repository.git_dir, check=False)
+    pairs = [item.partition("\n") for item in listed.decode("utf-8", "surrogateescape").split("\0") if item]
+    settings = {name: value for name, _, value in pairs if name in _PLAIN}
+    lines = []
+    for name, value in {**settings, **dict(_OWN)}.items():
+        section, _, key = name.partition(".")
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        lines.append(f'[{section}]\n\t{key} = "{quoted}"\n')
+    for name, _, value in pairs:
+        if name.startswith("remote.") and name.endswith(".url"):
+            remote = name.removeprefix("remote.").removesuffix(".url").replace("\\", "\\\\").replace('"', '\\"')
+            lines.append(f'[remote "{remote}"]\n\turl = "{_without_credentials(value)}"\n')
+    return "".join(lines)
+
+
+def _without_credentials(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"

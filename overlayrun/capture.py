@@ -1,0 +1,42 @@
+"""From a workspace's record to a snapshot of it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+from overlayrun.live import LiveSandbox
+from overlayrun.model import SnapshotReason
+from overlayrun.snapshot import Snapshot, SnapshotJob, take_snapshot
+from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.record import Record
+
+
+def capture(
+    layout: Layout, record: Record, reason: SnapshotReason, message: str | None, live: LiveSandbox | None
+) -> Snapshot:
+    """Take a snapshot of a workspace whose lock the caller holds.
+
+    live: its sandbox, where the agent's own commits are packed; without one they wait for the next snapshot.
+    """
+    return take_snapshot(job_of(layout, record, live), reason=reason, message=message)
+
+
+def job_of(layout: Layout, record: Record, live: LiveSandbox | None) -> SnapshotJob:
+    """What the snapshot engine needs to know."""
+    place = layout.workspace(record.id)
+    run = record.last_run
+    return SnapshotJob(
+        git_dir=record.common_dir,
+        workspace_id=record.id,
+        branch=record.branch,
+        base=record.base,
+        dirty=record.dirty,
+        upper=place.upper,
+        agent_git=place.git_upper,
+        hashes=place.hashes,
+        command=shlex.join(run.command) if run else "",
+        carried=tuple(os.fsencode(path) for path in record.carried),
+        exit_status=run.status if run else None,
+        run_inside=live.run_inside if live else None,
+    )

@@ -1,0 +1,88 @@
+"""Files that must be whole or gone: write then rename, remove a tree. On the launch path."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_DEEPEST: Final = 64
+
+
+def write_whole(path: str, data: bytes, *, durable: bool, mode: int = 0o600) -> None:
+    """Write `data` to `path` so that a reader sees the old bytes or the new ones, never a part.
+
+    durable: flush the file before it is renamed into place and the directory after, so that it survives a
+    power cut.
+    """
+    aside = f"{path}.{os.getpid()}.new"
+    fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        if durable:
+            os.fsync(fd)
+    except OSError:
+        os.unlink(aside)  # a full disk must not keep the half
+        raise
+    finally:
+        os.close(fd)
+    os.replace(aside, path)
+    if durable:
+        flush_directory(os.path.dirname(path))
+
+
+def flush_directory(path: str) -> None:
+    """Make renames in a directory survive a power cut (fsync(2), "does not necessarily ensure the entry")."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_bytes(path: str) -> bytes:
+    """Whole content of a small file of ours."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory and all below it, whatever its modes; nothing happens where there is none.
+
+    Overlayfs leaves `work/work` with mode 000 behind, an agent may leave anything. Links are never followed.
+    """
+    try:
+        _remove(path, 0)
+    except FileNotFoundError:
+        return
+    except (OSError, RecursionError):
+        # Too deep for paths, or names that fight back: rm goes by descriptors.
+        _spawn("chmod", "-R", "u+rwX", "--", path)
+        _spawn("rm", "-rf", "--", path)
+
+
+def _remove(path: str, depth: int) -> None:
+    if depth > _DEEPEST:
+        raise RecursionError
+    try:
+        entries = list(os.scandir(path))
+    except PermissionError:
+        os.chmod(path, stat.S_IRWXU)
+        entries = list(os.scandir(path))
+    if entries and not os.access(path, os.W_OK | os.X_OK):
+        os.chmod(path, stat.S_IRWXU)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            _remove(entry.path, depth + 1)
+        else:
+            os.unlink(entry.path)
+    os.rmdir(path)
+
+
+def _spawn(*command: str) -> None:
+    os.waitpid(os.posix_spawnp(command[0], command, os.environ), 0)

@@ -1,0 +1,54 @@
+"""The end of a run that changed something: the last snapshot, what became of a throwaway, the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from overlayrun.capture import capture, job_of
+from overlayrun.live import LiveSandbox
+from overlayrun.model import RunOptions, SnapshotReason
+from overlayrun.prepare import claim
+from overlayrun.removal import drop
+from overlayrun.report import summary, throwaway_summary
+from overlayrun.snapshot import preview
+from overlayrun.store.location import Repository
+from overlayrun.store.repo import Repo
+from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.record import Record
+
+
+def finish(
+    repository: Repository,
+    layout: Layout,
+    record: Record,
+    options: RunOptions,
+    live: LiveSandbox,
+    tell: Callable[[str], None],
+) -> None:
+    """Take the last snapshot of a dead tree and say what is in it; a throwaway's workspace is removed.
+
+    Raises OverlayrunError where the snapshot can't be taken: the workspace is kept as it is.
+    """
+    if record.throwaway and not (options.keep or options.apply):
+        _forget(layout, record, tell)
+        return
+    if record.throwaway:
+        record.throwaway = False
+        claim(repository, record, record.last_run.command if record.last_run else ["run"])
+        record.save(layout.workspace(record.id).record)
+    taken = capture(layout, record, SnapshotReason.EXIT, options.message or record.prompt, live)
+    stat = Repo(record.common_dir).diff_stat(taken.start_tree, taken.tree)
+    for line in summary(record, taken, stat):
+        tell(line)
+    if options.apply:
+        from overlayrun.bring import apply  # one run in many
+
+        applied = apply(repository, layout, record)
+        tell(applied)
+        drop(layout, record, branch=True)
+
+
+def _forget(layout: Layout, record: Record, tell: Callable[[str], None]) -> None:
+    for line in throwaway_summary(preview(job_of(layout, record, None))):
+        tell(line)
+    drop(layout, record, branch=False)

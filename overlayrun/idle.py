@@ -1,0 +1,22 @@
+"""A sandbox without a command, for git's work inside a workspace that is not running."""
+
+from __future__ import annotations
+
+import os
+
+from overlayrun.keeper import Command
+from overlayrun.live import LiveSandbox
+from overlayrun.sandbox.environment import sandbox_environment
+from overlayrun.sandbox.plan import sandbox_plan
+from overlayrun.store.location import Repository
+from overlayrun.view import view_of
+from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.record import Record
+
+
+def idle_sandbox(repository: Repository, layout: Layout, record: Record) -> LiveSandbox:
+    """The workspace's sandbox, to be joined; the caller holds the lock and closes it."""
+    environment = sandbox_environment(os.environ, own={}, wanted=())
+    return LiveSandbox(
+        sandbox_plan(view_of(repository, layout, record)), Command([], record.root, environment)
+    )

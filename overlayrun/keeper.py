@@ -1,0 +1,175 @@
+"""The keeper: pid 1 of the sandbox. It mounts, starts the command, reaps, and ends with the supervisor.
+
+It talks with the supervisor over two pipes, one record a message: `<letter><number>\\n`. It takes no snapshots and
+reads nothing that the command wrote.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+from overlayrun.errors import OverlayrunError
+from overlayrun.kernel import abi, namespaces, syscalls
+from overlayrun.sandbox import mounts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Final, NoReturn
+
+    from overlayrun.sandbox.plan import Layer
+
+# From the keeper.
+READY: Final = b"R"  # everything is mounted
+FAILED: Final = b"E"  # a required layer could not be applied; the text follows
+NO_EXEC: Final = b"F"  # the command could not be executed; errno
+FROZEN: Final = b"Z"  # every process is stopped, or goes on
+ENDED: Final = b"X"  # the command and all its children are dead; wait status of the command
+# To the keeper.
+START: Final = b"G"
+SIGNAL: Final = b"S"  # send a signal to the command
+FREEZE: Final = b"Z"  # 1: stop every process, 0: let them go on
+KILL: Final = b"K"  # kill every process
+
+
+class Command:
+    """What to execute: argv, directory, environment."""
+
+    __slots__ = ("argv", "cwd", "environment")
+
+    def __init__(self, argv: Sequence[str], cwd: str, environment: dict[str, str]) -> None:
+        self.argv = list(argv)
+        self.cwd = cwd
+        self.environment = environment
+
+
+class Keeper:
+    """State of pid 1: the pipes, and the command once it runs."""
+
+    __slots__ = ("child", "command", "orders", "report_fd")
+
+    def __init__(self, command: Command, orders: int, report_fd: int) -> None:
+        self.command = command
+        self.orders = orders
+        self.report_fd = report_fd
+        self.child = 0
+
+    def report(self, letter: bytes, text: str = "") -> None:
+        """Tell the supervisor."""
+        os.write(self.report_fd, letter + text.replace("\n", " ").encode("utf-8", "surrogateescape") + b"\n")
+
+    def obey(self) -> None:
+        """Read orders until the supervisor closes the pipe or dies."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        signals = syscalls.signalfd([signal.SIGCHLD])
+        waiting = select.poll()
+        waiting.register(signals, select.POLLIN)
+        waiting.register(self.orders, select.POLLIN)
+        buffered = b""
+        while True:
+            for fd, _ in waiting.poll():
+                if fd == signals:
+                    os.read(signals, 64 * abi.SIGNALFD_SIGINFO_SIZE)
+                    self.reap()
+                    continue
+                data = os.read(self.orders, 4096)
+                if not data:
+                    return
+                *lines, buffered = (buffered + data).split(b"\n")
+                for line in lines:
+                    self.execute(line[:1], int(line[1:] or b"0"))
+
+    def execute(self, order: bytes, number: int) -> None:
+        """Carry out one order."""
+        if order == START:
+            self.child = os.fork()
+            if self.child == 0:
+                self.become_command()
+        elif order == SIGNAL and self.child:
+            _quietly(os.kill, self.child, number)
+        elif order == FREEZE:
+            _quietly(os.kill, -1, signal.SIGSTOP if number else signal.SIGCONT)
+            self.report(FROZEN)
+        elif order == KILL:
+            _quietly(os.kill, -1, signal.SIGKILL)
+
+    def reap(self) -> None:
+        """Collect the dead; when the command is among them, end all others and report."""
+        status = None
+        while (dead := _wait(os.WNOHANG)) is not None:
+            if dead[0] == self.child:
+                status = dead[1]
+        if status is None:
+            return
+        # pid 1 can signal every process of its namespace, and no other (pid_namespaces(7)).
+        _quietly(os.kill, -1, signal.SIGKILL)
+        while _wait(0) is not None:
+            pass
+        self.child = 0
+        self.report(ENDED, str(status))
+
+    def become_command(self) -> NoReturn:
+        """In the child: give up every privilege and execute the command."""
+        try:
+            execute(self.command)
+        except OSError as err:
+            self.report(NO_EXEC, str(err.errno))
+        finally:
+            os._exit(127)
+
+
+def _quietly(call: Callable[[int, int], object], target: int, number: int) -> None:
+    try:
+        call(target, number)
+    except ProcessLookupError:
+        pass
+
+
+def _wait(options: int) -> tuple[int, int] | None:
+    try:
+        pid, status = os.waitpid(-1, options)
+    except ChildProcessError:
+        return None
+    return (pid, status) if pid else None
+
+
+def _enter(directory: str) -> None:
+    """Change to a directory, or to the nearest above it: the user's may hold nothing that came along."""
+    while True:
+        try:
+            return os.chdir(directory)
+        except FileNotFoundError:
+            directory = os.path.dirname(directory)
+
+
+def execute(command: Command) -> NoReturn:
+    """Give up every privilege and replace this process by the command; raises OSError where it can't run."""
+    _enter(command.cwd)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    namespaces.give_up_privileges()
+    syscalls.close_range(3)
+    os.execvpe(command.argv[0], command.argv, command.environment)
+
+
+def keep(layers: Sequence[Layer], keeper: Keeper, uid: int, gid: int) -> NoReturn:
+    """Be pid 1: called in the child of clone(2), never returns. uid, gid: ours, as the parent knew them."""
+    status = 0
+    try:
+        namespaces.die_with_parent()
+        namespaces.map_identity(uid, gid)
+        mounts.apply(layers)
+        os.chdir("/")
+        keeper.report(READY)
+        if os.read(keeper.orders, 2) == b"-\n":  # the supervisor holds our namespaces now
+            # A dumpable pid 1 would lend its /proc/1/mem and /proc/1/exe to the command (CVE-2019-5736's class).
+            syscalls.prctl(abi.PR_SET_DUMPABLE, 0)
+            keeper.obey()
+    except (OSError, OverlayrunError) as err:
+        status = 1
+        keeper.report(FAILED, str(err))
+    finally:
+        os._exit(status)

@@ -1,0 +1,76 @@
+"""The program's way in: the lean path for `overlayrun [options] -- COMMAND`, click for everything else.
+
+Starting costs what it must: no module is loaded here that the command's start does not need (click, pygit2, psutil
+and subprocess together cost 100 ms).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from overlayrun.cli.options import parse_run
+from overlayrun.errors import OverlayrunError, UsageError
+from overlayrun.run import OURS, run_command
+from overlayrun.store.location import find_repository
+from overlayrun.workspace.layout import open_state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from overlayrun.model import RunOptions
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    words = sys.argv[1:]
+    try:
+        parsed = parse_run(words)
+    except OverlayrunError as err:
+        show_error(err)
+        os._exit(OURS)
+    if parsed is None:
+        from overlayrun.cli.main import run_cli  # click costs 30 ms
+
+        run_cli(words)
+    # Not sys.exit: tearing the interpreter down costs 3 ms, and nothing of ours waits for it.
+    os._exit(run(*parsed))
+
+
+def run(options: RunOptions, command: list[str]) -> int:
+    """Run a command in a workspace of the repository around the current directory; the exit status."""
+    try:
+        _refuse_nesting()
+        if not command:
+            raise UsageError("no command after --", hint="overlayrun -- opencode")
+        repository = find_repository(os.getcwd())
+        return run_command(repository, open_state(repository.common_dir), options, command, tell)
+    except OverlayrunError as err:
+        show_error(err)
+        return OURS
+
+
+def _refuse_nesting() -> None:
+    branch = os.environ.get("OVERLAYRUN_BRANCH")
+    if branch and os.path.isdir("/run/overlayrun"):
+        raise UsageError(
+            f"this is a workspace already (branch {branch}), and overlays don't nest deeper than two",
+            hint="start it from a terminal outside; here: overlayrun snapshot -m TEXT",
+        )
+
+
+def tell(line: str) -> None:
+    """Show a line of ours on standard error, at once; a closed one is no reason to stop."""
+    try:
+        os.write(2, f"overlayrun: {line}\n".encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass
+
+
+def show_error(err: OverlayrunError) -> None:
+    """Show an expected failure: the sentence, git's or the kernel's words, what to type next."""
+    tell(err.brief)
+    for text, mark in ((err.details, "  "), (err.hint, "hint: ")):
+        for line in (text or "").splitlines():
+            tell(f"{mark}{line}")

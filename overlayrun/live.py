@@ -1,0 +1,202 @@
+"""A live sandbox from outside: start its keeper, run the command, join it, end it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+from overlayrun import keeper
+from overlayrun.errors import HostError, MountError
+from overlayrun.kernel import namespaces, syscalls
+from overlayrun.keeper import Command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
+    from overlayrun.sandbox.plan import Layer
+
+_USERNS_HINT = "overlayrun doctor tells which switch of this machine forbids it"
+
+
+class LiveSandbox:
+    """One keeper and its namespaces; a context manager that leaves no process behind.
+
+    The keeper's first process is forked from this one, which must have a single thread.
+    """
+
+    __slots__ = ("_buffered", "_orders", "_pending", "command", "joined", "pid", "reports")
+
+    def __init__(self, layers: Sequence[Layer], command: Command) -> None:
+        """Make the sandbox, mounts and all; raises HostError or MountError."""
+        self.command = command
+        self._buffered = b""
+        self._pending: list[tuple[bytes, str]] = []
+        order_read, self._orders = os.pipe()
+        self.reports, report_write = os.pipe()
+        owner = os.geteuid(), os.getegid()
+        try:
+            self.pid = syscalls.clone(namespaces.SANDBOX_NAMESPACES)
+        except OSError as err:
+            raise HostError(
+                f"user namespaces are closed on this machine: {err.strerror}", hint=_USERNS_HINT
+            ) from err
+        if self.pid == 0:
+            os.close(self._orders)
+            os.close(self.reports)
+            keeper.keep(layers, keeper.Keeper(command, order_read, report_write), *owner)
+        os.close(order_read)
+        os.close(report_write)
+        self.joined: list[int] = []
+        self._await_ready()
+
+    def _await_ready(self) -> None:
+        letter, text = self.next_report() or (keeper.FAILED, "the keeper died")
+        if letter != keeper.READY:
+            self.close()
+            raise MountError(text, hint=_USERNS_HINT)
+        self.joined = namespaces.open_namespaces(self.pid)
+        os.write(self._orders, b"-\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every process of the sandbox and wait for it."""
+        if self._orders < 0:
+            return
+        os.close(self._orders)
+        self._orders = -1
+        os.waitpid(self.pid, 0)
+        for fd in [*self.joined, self.reports]:
+            os.close(fd)
+
+    def order(self, letter: bytes, number: int = 0) -> None:
+        """Tell the keeper; one that is dead is told nothing."""
+        try:
+            os.write(self._orders, b"%s%d\n" % (letter, number))
+        except BrokenPipeError:
+            pass
+
+    def next_report(self) -> tuple[bytes, str] | None:
+        """The keeper's next message (letter, text), waiting for it; None when the keeper is dead."""
+        if self._pending:
+            return self._pending.pop(0)
+        return self._read_report()
+
+    def freeze(self, *, frozen: bool) -> None:
+        """Stop every process of the sandbox, or let them go on, and wait until it is so."""
+        self.order(keeper.FREEZE, int(frozen))
+        while (report := self._read_report()) is not None and report[0] != keeper.FROZEN:
+            self._pending.append(report)
+
+    @property
+    def has_report(self) -> bool:
+        """Whether a message waits that `reports` does not tell of."""
+        return bool(self._pending) or b"\n" in self._buffered
+
+    def _read_report(self) -> tuple[bytes, str] | None:
+        while b"\n" not in self._buffered:
+            data = os.read(self.reports, 4096)
+            if not data:
+                return None
+            self._buffered += data
+        line, _, self._buffered = self._buffered.partition(b"\n")
+        return line[:1], line[1:].decode("utf-8", "replace")
+
+    def run_inside(self, argv: Sequence[str], data: bytes) -> tuple[int, bytes]:
+        """Run `argv` inside with `data` on its stdin, and give its exit status and stdout; stderr is dropped.
+
+        It sees what the command sees and has as few privileges. Never more than `_OUTPUT_LIMIT` bytes are taken.
+        """
+        in_read, in_write = os.pipe()
+        out_read, out_write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            inside = Command(argv, self.command.cwd, self.command.environment)
+            run_joined(self.joined, inside, (in_read, out_write, os.open("/dev/null", os.O_WRONLY)))
+        os.close(in_read)
+        os.close(out_write)
+        try:
+            output = _exchange(in_write, out_read, data)
+        finally:
+            _, status = os.waitpid(pid, 0)
+        return os.waitstatus_to_exitcode(status), output
+
+
+_OUTPUT_LIMIT = 2 << 30
+_CHUNK = 1 << 16
+
+
+def _exchange(write_fd: int, read_fd: int, data: bytes) -> bytes:
+    """Feed `data` and collect the answer, whichever is possible; closes both descriptors."""
+    os.set_blocking(write_fd, False)
+    waiting = select.poll()
+    waiting.register(read_fd, select.POLLIN)
+    waiting.register(write_fd, select.POLLOUT)
+    rest, parts, size = memoryview(data), [], 0
+    try:
+        while True:
+            for fd, _ in waiting.poll():
+                if fd == read_fd:
+                    part = os.read(read_fd, _CHUNK)
+                    parts.append(part)
+                    size += len(part)
+                    if not part or size > _OUTPUT_LIMIT:
+                        return b"".join(parts)
+                    continue
+                try:
+                    rest = rest[os.write(write_fd, rest[:_CHUNK]) :] if rest else rest
+                except BrokenPipeError:
+                    rest = rest[:0]
+                if not rest:
+                    waiting.unregister(write_fd)
+                    os.close(write_fd)
+                    write_fd = -1
+    finally:
+        os.close(read_fd)
+        if write_fd >= 0:
+            os.close(write_fd)
+
+
+def run_joined(joined: Sequence[int], command: Command, streams: tuple[int, int, int] | None = None) -> None:
+    """In a forked child: enter a sandbox's namespaces, run `command` there, exit with its status; never returns.
+
+    streams: descriptors to become stdin, stdout and stderr.
+    """
+    status = 126
+    try:
+        for number, fd in enumerate(streams or ()):
+            os.dup2(fd, number)
+        namespaces.die_with_parent()
+        namespaces.join(list(joined))
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # this process waits; it must not hold a pipe's other end open
+        # A pid namespace holds for children alone (setns(2)); this process waits for its child.
+        pid = os.fork()
+        if pid == 0:
+            try:
+                namespaces.die_with_parent()
+                keeper.execute(command)
+            except OSError as err:
+                os._exit(exit_status_of(err))
+        status = _relay(pid)
+    finally:
+        os._exit(status)
+
+
+def _relay(pid: int) -> int:
+    for number in (signal.SIGINT, signal.SIGQUIT):  # they are the child's: it shares our terminal
+        signal.signal(number, signal.SIG_IGN)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def exit_status_of(err: OSError) -> int:
+    """126 for a command that can't be executed, 127 for one that is not there, as env(1) does."""
+    return 127 if isinstance(err, (FileNotFoundError, NotADirectoryError)) else 126

@@ -1,0 +1,210 @@
+"""Make a workspace, or open the one that a branch has. On the launch path: slow parts are imported where needed."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+
+from overlayrun.bases.gitdir import write_git_directory
+from overlayrun.bases.ignored import known_ignored
+from overlayrun.bases.stack import stack_of
+from overlayrun.errors import RefMoved, UsageError, WorkspaceBusy
+from overlayrun.files import remove_tree
+from overlayrun.model import BranchName, DirtyPolicy, RunOptions
+from overlayrun.sandbox.plan import OBJECTS
+from overlayrun.sandbox.profiles import profile_of
+from overlayrun.store.location import resolve_commit
+from overlayrun.store.refs import RefUpdate, base_ref, branch_ref, dirty_ref, parse_branch_name, update_refs
+from overlayrun.workspace.catalogue import find_exact, remember_repository
+from overlayrun.workspace.lock import lock
+from overlayrun.workspace.names import branch_names, workspace_id
+from overlayrun.workspace.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from overlayrun.store.location import Repository
+    from overlayrun.workspace.layout import Layout
+
+
+class Prepared:
+    """A workspace whose lock we hold. lock: its descriptor. uncommitted: how many of the user's changes came along.
+
+    resumed: it was there before. notes: what could not come, for the header.
+    """
+
+    __slots__ = ("lock", "notes", "record", "resumed", "uncommitted")
+
+    def __init__(self, record: Record, lock_fd: int, *, resumed: bool) -> None:
+        self.record = record
+        self.lock = lock_fd
+        self.resumed = resumed
+        self.uncommitted = 0
+        self.notes: list[str] = []
+
+
+def open_or_make(
+    repository: Repository, layout: Layout, options: RunOptions, command: Sequence[str], tell: Callable[[str], None]
+) -> Prepared:
+    """The workspace for a run, locked. tell: called with a line before anything slow.
+
+    Raises UsageError for a branch name that can't be used, WorkspaceBusy for a workspace that a run holds.
+    """
+    name = None if options.branch is None else parse_branch_name(options.branch)
+    if name is not None:
+        known = find_exact(layout, name)
+        if known is not None:
+            return open_known(repository, layout, known)
+        _refuse_taken(repository, name)
+    return _make(repository, layout, options, command, tell)
+
+
+def open_known(repository: Repository, layout: Layout, record: Record) -> Prepared:
+    """A workspace that is there, locked; raises WorkspaceBusy."""
+    try:
+        held = lock(layout.workspace(record.id).lock)
+    except WorkspaceBusy as err:
+        raise WorkspaceBusy(
+            f"branch {record.branch} is running already",
+            hint=f"join it: overlayrun exec {record.branch} -- COMMAND",
+        ) from err
+    record = Record.load(layout.workspace(record.id).record)  # somebody may have finished with it meanwhile
+    if record.common_dir != repository.common_dir:
+        record.root, record.common_dir = repository.root, repository.common_dir
+    return Prepared(record, held, resumed=True)
+
+
+def _refuse_taken(repository: Repository, name: BranchName) -> None:
+    if name == repository.branch:
+        raise UsageError(f"branch {name} is checked out in {repository.root}", hint="choose a new name: -b NAME")
+    try:
+        resolve_commit(repository, branch_ref(name))
+    except UsageError:
+        return
+    raise UsageError(
+        f"branch {name} exists already, and no workspace belongs to it",
+        hint=f"start a new branch from it: overlayrun --base {name} -b NEW-NAME -- COMMAND",
+    )
+
+
+def _make(
+    repository: Repository, layout: Layout, options: RunOptions, command: Sequence[str], tell: Callable[[str], None]
+) -> Prepared:
+    commit, tree = repository.head, repository.head_tree
+    if options.base is not None:
+        commit, tree = resolve_commit(repository, options.base)
+    record = Record(workspace_id(), BranchName(options.branch or ""), repository.root, tree)
+    record.base, record.created, record.prompt = commit, time.time(), options.message
+    record.target = BranchName(options.into) if options.into else repository.branch
+    record.common_dir = repository.common_dir
+    record.home, record.throwaway = options.home.value, options.rm
+    record.profile = profile_of(command[0]) if options.profile is None else options.profile
+    place = layout.workspace(record.id)
+    os.mkdir(place.root, 0o700)
+    held = lock(place.lock)
+    prepared = Prepared(record, held, resumed=False)
+    try:
+        _gather(repository, layout, options, prepared, tell)
+        claim(repository, record, command)
+        _fill(repository, layout, record)
+        record.save(place.record, durable=not record.throwaway)
+    except BaseException:
+        os.close(held)
+        remove_tree(place.root)
+        raise
+    return prepared
+
+
+def _gather(
+    repository: Repository, layout: Layout, options: RunOptions, prepared: Prepared, tell: Callable[[str], None]
+) -> None:
+    """Fill in the layers: the frozen tree, uncommitted changes, ignored files."""
+    record = prepared.record
+    record.stack = stack_of(layout, record.tree)
+    if not record.stack:
+        from overlayrun.bases.freeze import freeze  # the first run on a commit alone
+
+        remember_repository(layout)
+        record.stack = freeze(layout, repository, record.tree, tell)
+    changed: list[bytes] = []
+    if options.dirty is DirtyPolicy.IGNORE or record.base != repository.head:
+        ignored = known_ignored(repository, layout)
+    else:
+        from overlayrun.bases.dirty import look  # with --dirty ignore no git status runs
+
+        seen = look(repository)
+        changed, ignored = seen.changed, seen.ignored
+        prepared.notes += [f"not carried: {os.fsdecode(path)}: a repository of its own" for path in seen.left_out]
+    if changed:
+        _take_dirty(repository, layout, options, prepared, changed)
+    if ignored:
+        _take_carried(layout, options, prepared, ignored, tell)
+
+
+def _take_dirty(
+    repository: Repository, layout: Layout, options: RunOptions, prepared: Prepared, changed: list[bytes]
+) -> None:
+    from overlayrun.bases.dirty import record_dirty
+
+    if options.dirty is DirtyPolicy.FAIL:
+        raise UsageError(
+            f"{len(changed)} uncommitted changes in {repository.root}", hint="commit them, or: --dirty include"
+        )
+    record = prepared.record
+    place = layout.workspace(record.id).dirty
+    record.dirty = record_dirty(repository, changed, place, "Uncommitted changes when an overlayrun branch began")
+    prepared.uncommitted = len(changed)
+
+
+def _take_carried(
+    layout: Layout, options: RunOptions, prepared: Prepared, ignored: list[bytes], tell: Callable[[str], None]
+) -> None:
+    from overlayrun.bases.carried import carry, default_policy
+
+    record = prepared.record
+    carried = carry(layout, record.root, ignored, options.carry or default_policy(layout), tell)
+    record.carried = [os.fsdecode(path) for path in carried.paths]
+    record.carried_layers = carried.layers
+    prepared.notes += carried.notes
+
+
+def claim(repository: Repository, record: Record, command: Sequence[str]) -> None:
+    """Take the branch's name: its refs are made, from nothing; a throwaway takes none."""
+    if record.throwaway:
+        record.branch = BranchName(next(branch_names(command[0])))
+        return
+    given = bool(record.branch) and not record.branch.startswith("overlay/")
+    for name in [record.branch] if given else branch_names(command[0]):
+        record.branch = BranchName(name)
+        try:
+            update_refs(repository.common_dir, list(_first_refs(record)), why="start")
+        except RefMoved:
+            if given:
+                raise
+            continue
+        return
+
+
+def _first_refs(record: Record) -> Iterator[RefUpdate]:
+    if record.base:
+        yield RefUpdate(branch_ref(record.branch), record.base, None)
+        yield RefUpdate(base_ref(record.id), record.base, None)
+    if record.dirty:
+        yield RefUpdate(dirty_ref(record.id), record.dirty, None)
+
+
+def _fill(repository: Repository, layout: Layout, record: Record) -> None:
+    """Directories and the command's own `.git`."""
+    place = layout.workspace(record.id)
+    for directory in (place.upper, place.home_upper, f"{place.sockets}/inside", place.runs):
+        os.makedirs(directory, mode=0o700)
+    # The top of an overlay shows the upper's own mode.
+    os.chmod(place.upper, stat.S_IMODE(os.stat(record.root).st_mode))
+    refs = {}
+    if record.target and repository.head:
+        refs[f"refs/heads/{record.target}"] = repository.head
+    if record.base:
+        refs[branch_ref(record.branch)] = record.base
+    write_git_directory(repository, place.git_upper, OBJECTS, branch_ref(record.branch), refs)

@@ -1,0 +1,96 @@
+"""After a kill or a power cut: take the snapshot that is missing, or rebuild from the last one. Nothing is thrown away."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from overlayrun.errors import OverlayrunError, WorkspaceBusy
+from overlayrun.workspace.lock import is_locked, lock
+from overlayrun.workspace.record import Record, boot_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from overlayrun.store.location import Repository
+    from overlayrun.workspace.layout import Layout
+
+
+def is_interrupted(layout: Layout, record: Record) -> bool:
+    """Whether the last run was never closed and no process holds the workspace any more."""
+    return record.is_open and not is_locked(layout.workspace(record.id).lock)
+
+
+def recover_all(repository: Repository, layout: Layout, tell: Callable[[str], None]) -> None:
+    """Recover every interrupted workspace of the repository; one that can't be is told of and left as it is."""
+    from overlayrun.workspace.catalogue import records
+
+    for record in records(layout):
+        if record.throwaway or not is_interrupted(layout, record):
+            continue
+        try:
+            held = lock(layout.workspace(record.id).lock)
+        except WorkspaceBusy:
+            continue
+        try:
+            recover(repository, layout, Record.load(layout.workspace(record.id).record), tell)
+        except OverlayrunError as err:
+            tell(f"branch {record.branch} was interrupted and can't be recovered now: {err.brief}")
+        finally:
+            os.close(held)
+
+
+def recover(repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]) -> None:
+    """Bring a workspace whose lock we hold to a state that a run can start from.
+
+    After a kill the upper layer is whole: the missing snapshot is taken. After a power cut it is doubtful unless it
+    had reached the disk: it is put aside and rebuilt from the last snapshot.
+    """
+    run = record.last_run
+    if run is None:
+        return
+    if run.boot != boot_id() and not _reached_disk(layout, record):
+        _rebuild(repository, layout, record, tell)
+    elif record.is_open:
+        _take_missing(repository, layout, record, tell)
+    else:
+        return
+    run.ended, run.boot = run.ended or time.time(), boot_id()
+    record.save(layout.workspace(record.id).record)
+
+
+def synced_mark(layout: Layout, record: Record) -> str:
+    """File whose content says of which run and boot the upper layer is on the disk."""
+    return f"{layout.workspace(record.id).root}/synced"
+
+
+def sync_stamp(record: Record) -> bytes:
+    """What the mark must say for the last run."""
+    assert record.last_run is not None
+    return f"{record.last_run.boot} {record.last_run.number}".encode()
+
+
+def _reached_disk(layout: Layout, record: Record) -> bool:
+    try:
+        with open(synced_mark(layout, record), "rb") as file:
+            return file.read() == sync_stamp(record)
+    except FileNotFoundError:
+        return False
+
+
+def _take_missing(repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]) -> None:
+    from overlayrun.capture import capture
+    from overlayrun.idle import idle_sandbox
+    from overlayrun.model import SnapshotReason
+
+    with idle_sandbox(repository, layout, record) as live:
+        taken = capture(layout, record, SnapshotReason.RECOVERY, None, live)
+    tell(f"branch {record.branch} was interrupted: its changes are in snapshot {taken.number}")
+
+
+def _rebuild(repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]) -> None:
+    from overlayrun.restore import rebuild
+
+    aside = rebuild(repository, layout, record, number=None)
+    tell(f"branch {record.branch} went through a power cut: rebuilt from its last snapshot; the rest is in {aside}")

@@ -1,0 +1,166 @@
+"""A run from start to end: workspace, header, sandbox, supervisor, last snapshot, summary. On the launch path."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from overlayrun.errors import OverlayrunError
+from overlayrun.keeper import Command
+from overlayrun.live import LiveSandbox
+from overlayrun.model import RunOptions, SnapshotReason
+from overlayrun.prepare import Prepared, open_or_make
+from overlayrun.sandbox.environment import sandbox_environment
+from overlayrun.sandbox.plan import CONTROL, sandbox_plan
+from overlayrun.report import header
+from overlayrun.supervisor import Outcome, Supervisor, block_signals
+from overlayrun.terminal import Terminal
+from overlayrun.view import view_of
+from overlayrun.workspace.record import Run, boot_id
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Final
+
+    from overlayrun.snapshot import Snapshot
+    from overlayrun.store.location import Repository
+    from overlayrun.workspace.layout import Layout
+    from overlayrun.workspace.record import Record
+
+OURS: Final = 125  # exit status of every failure that is not the command's
+
+
+def run_command(
+    repository: Repository,
+    layout: Layout,
+    options: RunOptions,
+    argv: Sequence[str],
+    tell: Callable[[str], None],
+) -> int:
+    """Run `argv` in a workspace and give the exit status that the user's shell shall see.
+
+    tell: shows a line to the user. Raises OverlayrunError where the command was not started.
+    """
+    quiet = (lambda _: None) if options.quiet else tell
+    prepared = open_or_make(repository, layout, options, argv, quiet)
+    run = _Run(repository, layout, options, prepared, tell)
+    return run.through(list(argv), quiet)
+
+
+class _Run:
+    """One run of one command; `tell` shows what must be seen, `quiet` in `through` what is a courtesy."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        layout: Layout,
+        options: RunOptions,
+        prepared: Prepared,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.repository = repository
+        self.layout = layout
+        self.options = options
+        self.prepared = prepared
+        self.record = prepared.record
+        self.place = layout.workspace(prepared.record.id)
+        self.tell = tell
+
+    def through(self, argv: list[str], quiet: Callable[[str], None]) -> int:
+        record = self.record
+        if record.last_run is not None:
+            self._recover(quiet)
+        number = record.last_run.number + 1 if record.last_run else 1
+        view = view_of(self.repository, self.layout, record)
+        view.binds = [
+            *((os.path.realpath(path), False) for path in self.options.bind_ro),
+            *((os.path.realpath(path), True) for path in self.options.bind_rw),
+        ]
+        terminal = Terminal()
+        block_signals()
+        with LiveSandbox(sandbox_plan(view), self._command(argv)) as live:
+            # Open only now: a sandbox that could not be made leaves nothing to recover.
+            record.last_run = Run(number, argv, boot_id(), time.time())
+            record.save(self.place.record, durable=False)
+            for line in header(self.prepared, self.options):
+                quiet(line)
+            take = None if record.throwaway else self._taker(live)
+            outcome = Supervisor(live, self.options, self.place.sockets, take, self.tell).run()
+            terminal.take_back(abnormal=outcome.status > 128)
+            return self._close(live, outcome, quiet)
+
+    def _recover(self, quiet: Callable[[str], None]) -> None:
+        from overlayrun.recover import recover  # only a resumed workspace can need it
+
+        recover(self.repository, self.layout, self.record, quiet)
+
+    def _command(self, argv: list[str]) -> Command:
+        own = {
+            "OVERLAYRUN_BRANCH": self.record.branch,
+            "OVERLAYRUN_ID": self.record.id,
+            "OVERLAYRUN_SOCKET": f"{CONTROL}/control",
+        }
+        here = self.record.root == self.repository.root
+        cwd = os.path.join(self.record.root, self.repository.prefix if here else "").rstrip("/")
+        environment = sandbox_environment(os.environ, own={**own, "PWD": cwd}, wanted=self.options.env)
+        return Command(argv, cwd, environment)
+
+    def _taker(self, live: LiveSandbox) -> Callable[[SnapshotReason, str | None], Snapshot]:
+        def take(reason: SnapshotReason, message: str | None) -> Snapshot:
+            from overlayrun.capture import capture  # pygit2: 60 ms, once something is to be taken
+
+            return capture(self.layout, self.record, reason, message, live)
+
+        return take
+
+    def _close(self, live: LiveSandbox, outcome: Outcome, quiet: Callable[[str], None]) -> int:
+        record = self.record
+        assert record.last_run is not None
+        if outcome.missing is not None:
+            self.tell(f"{record.last_run.command[0]}: {os.strerror(outcome.missing)}")
+        if outcome.note:
+            self.tell(outcome.note)
+        record.last_run.status = outcome.status
+        if not _touched(self.place.upper, self.place.git_upper):
+            self._end_run()
+            if record.throwaway or (outcome.missing is not None and not self.prepared.resumed):
+                self._drop()
+            quiet("nothing changed")
+            return outcome.status
+        from overlayrun.finish import finish  # pygit2, now that something changed
+
+        try:
+            finish(self.repository, self.layout, record, self.options, live, quiet)
+        except OverlayrunError as err:
+            self.tell(f"the last snapshot failed: {err.brief}" + (f": {err.details}" if err.details else ""))
+            self.tell(f"nothing is lost: the changes are in {self.place.upper}")
+            self.tell(f"make room, then: overlayrun snapshot {record.branch}")
+            return outcome.status or OURS
+        self._end_run()
+        return outcome.status
+
+    def _end_run(self) -> None:
+        if not os.path.isdir(self.place.root):
+            return
+        assert self.record.last_run is not None
+        self.record.last_run.ended = time.time()
+        self.record.save(self.place.record, durable=not self.record.throwaway)
+
+    def _drop(self) -> None:
+        from overlayrun.removal import drop
+
+        drop(self.layout, self.record, branch=True)
+
+
+def _touched(upper: str, git_upper: str) -> bool:
+    """Whether the command changed anything, told by names alone: of the tree, or objects of its own repository."""
+    names = set(os.listdir(upper))
+    made = set(os.listdir(f"{git_upper}/objects")) | set(os.listdir(git_upper))
+    return bool(names - {".git"}) or bool(made - _GIT_NAMES)
+
+
+# What write_git_directory makes, and what a mere `git status` adds.
+_GIT_NAMES: Final = frozenset(
+    {"HEAD", "config", "packed-refs", "info", "objects", "shallow", "index", "alternates", "pack"}
+)

@@ -1,0 +1,207 @@
+"""Take a snapshot: what the upper changed becomes trees, commits and refs of the user's repository."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from overlayrun.chain import Link, Occasion, append
+from overlayrun.collector import Collector, LeftOut, LeftOutReason, Limits
+from overlayrun.errors import SnapshotError
+from overlayrun.layers.upper import walk_upper
+from overlayrun.model import EMPTY_TREE, SnapshotReason, TreeId
+from overlayrun.snapshot_job import Snapshot, SnapshotJob
+from overlayrun.store.convert import Converter
+from overlayrun.store.hashes import HashCache, load_hashes, save_hashes
+from overlayrun.store.ignore import base_rules
+from overlayrun.store.importer import Imported, import_head
+from overlayrun.store.pack import ObjectWriter
+from overlayrun.store.refs import snapshots_ref
+from overlayrun.store.repo import Repo, SnapshotInfo
+from overlayrun.store.settings import Settings, read_settings
+from overlayrun.store.trees import ChangeCount, count_changes
+
+__all__ = ["LeftOut", "LeftOutReason", "Limits", "Snapshot", "SnapshotJob", "take_snapshot"]
+
+# The kernel stamps files by a clock that ticks every 1 to 10 ms; two writes within a tick look like one.
+_CLOCK_MARGIN: Final = 20_000_000
+# A page that is mapped shared and already dirty takes stores without a new stamp until it is written back,
+# after 30 s
+# by default (vm.dirty_expire_centisecs) and 5 more. The last snapshot of a run must not miss such a store.
+_MAPPED_MARGIN: Final = 60_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """What holds before the walk."""
+
+    repo: Repo
+    settings: Settings
+    previous: SnapshotInfo | None
+    start: TreeId
+    imported: Imported
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the walk gave."""
+
+    tree: TreeId
+    changes: ChangeCount
+    left_out: tuple[LeftOut, ...]
+    ignored: int
+    raced: int
+    cache: HashCache
+    notes: tuple[str, ...]
+
+
+def take_snapshot(job: SnapshotJob, *, reason: SnapshotReason, message: str | None) -> Snapshot:
+    """Commit the workspace's state to its snapshot chain and move its branch.
+
+    message: subject and body of the commits; without one, a summary. An interval, or a request without a
+    message,
+    makes no snapshot when nothing changed. The branch moves only from where the last snapshot left it, and
+    not while
+    the user has it checked out; the chain gets the snapshot all the same. Every object and ref is flushed.
+    Raises SnapshotError, StoreError (RefMoved: another snapshot of this workspace was taken meanwhile).
+    """
+    scene = _look_around(job)
+    with ObjectWriter(scene.repo.objects) as writer:
+        try:
+            found = _collect(job, scene, writer, reason)
+            if _is_unchanged(scene, found, reason, message):
+                return _unchanged(job, scene, found)
+            return _record(job, scene, found, writer, Occasion(reason, message))
+        except OSError as err:
+            raise SnapshotError("the snapshot could not be written", details=str(err)) from err
+
+
+def preview(job: SnapshotJob) -> Snapshot:
+    """What a snapshot would hold, with nothing written: the tree's id and the counts, for a throwaway."""
+    scene = _look_around(job)
+    with ObjectWriter(scene.repo.objects) as writer:
+        return _unchanged(job, scene, _collect(job, scene, writer, SnapshotReason.REQUEST))
+
+
+def _look_around(job: SnapshotJob) -> _Scene:
+    repo = Repo(job.git_dir)
+    latest = repo.ref(snapshots_ref(job.workspace_id))
+    previous = repo.snapshot(latest) if latest else None
+    imported = import_head(
+        repo,
+        job.agent_git,
+        job.run_inside,
+        base=job.base,
+        known=previous.head if previous else None,
+        carried=job.carried,
+    )
+    start = repo.tree_of(job.dirty or job.base)
+    return _Scene(repo, read_settings(job.git_dir), previous, start, imported)
+
+
+def _collect(job: SnapshotJob, scene: _Scene, writer: ObjectWriter, reason: SnapshotReason) -> _Found:
+    repo, settings = scene.repo, scene.settings
+    rules = hashlib.sha256(repr((scene.start, settings)).encode()).hexdigest()
+    previous = scene.previous.commit if scene.previous else None
+    known = load_hashes(job.hashes, rules, previous)
+    for oid in known.objects():
+        writer.trust(oid)
+    final = reason in (SnapshotReason.EXIT, SnapshotReason.RECOVERY)
+    started = time.time_ns()
+    with Converter(repo, settings, writer, beside=job.hashes, run_inside=job.run_inside) as converter:
+        collector = Collector(
+            repo=repo,
+            writer=writer,
+            converter=converter,
+            known=known,
+            margin=_MAPPED_MARGIN if final else _CLOCK_MARGIN,
+            carried=frozenset(job.carried),
+            limits=job.limits,
+            file_mode=settings.file_mode,
+            found=HashCache(rules, started=started),
+        )
+        head = scene.imported.head
+        top = collector.top(
+            _raw(scene.start), _raw(repo.tree_of(head)), base_rules(settings.excludes), job.upper
+        )
+        walk_upper(job.upper, top, collector)
+        tree = collector.finish()
+    return _Found(
+        TreeId((tree or writer.add(b"tree", b"")).hex()),
+        count_changes(collector.read_tree, _raw(scene.start), tree),
+        tuple(collector.left_out),
+        collector.ignored,
+        collector.raced,
+        collector.found,
+        tuple(converter.notes),
+    )
+
+
+def _raw(tree: TreeId) -> bytes | None:
+    return None if tree == EMPTY_TREE else bytes.fromhex(tree)
+
+
+def _is_unchanged(scene: _Scene, found: _Found, reason: SnapshotReason, message: str | None) -> bool:
+    if reason in (SnapshotReason.EXIT, SnapshotReason.RECOVERY):
+        return False
+    if reason is SnapshotReason.REQUEST and message is not None:
+        return False
+    last = (scene.previous.tree, scene.previous.head) if scene.previous else (scene.start, None)
+    return last == (found.tree, scene.imported.head)
+
+
+def _record(
+    job: SnapshotJob, scene: _Scene, found: _Found, writer: ObjectWriter, occasion: Occasion
+) -> Snapshot:
+    link = Link(
+        job,
+        scene.repo,
+        scene.settings.identity,
+        scene.previous,
+        scene.imported.head,
+        found.tree,
+        found.changes,
+    )
+    added = append(link, writer, occasion)
+    found.cache.commit = added.commit
+    save_hashes(job.hashes, found.cache)
+    return Snapshot(
+        commit=added.commit,
+        tip=added.tip,
+        tree=found.tree,
+        number=added.number,
+        unchanged=False,
+        changes=found.changes,
+        start_tree=scene.start,
+        left_out=found.left_out,
+        ignored=found.ignored,
+        notes=_notes(scene, found) + ((added.note,) if added.note else ()),
+    )
+
+
+def _unchanged(job: SnapshotJob, scene: _Scene, found: _Found) -> Snapshot:
+    last = scene.previous
+    if last:
+        found.cache.commit = last.commit
+        save_hashes(job.hashes, found.cache)
+    return Snapshot(
+        commit=last.commit if last else None,
+        tip=last.tip if last else job.base,
+        tree=found.tree,
+        number=last.number if last else 0,
+        unchanged=True,
+        changes=found.changes,
+        start_tree=scene.start,
+        left_out=found.left_out,
+        ignored=found.ignored,
+        notes=_notes(scene, found),
+    )
+
+
+def _notes(scene: _Scene, found: _Found) -> tuple[str, ...]:
+    notes = [*([scene.imported.note] if scene.imported.note else []), *found.notes]
+    if found.raced:
+        notes.append(f"{found.raced} entries changed while they were read; the next snapshot takes them")
+    return tuple(notes)

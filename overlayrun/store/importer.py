@@ -1,0 +1,178 @@
+"""Take the agent's own commits in: packed inside the sandbox, checked in quarantine, then moved in.
+
+Nothing of the agent's repository is opened here; a commit id and a pack are all that comes out of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from overlayrun.errors import StoreError
+from overlayrun.model import CommitId
+from overlayrun.store.git import git
+from overlayrun.store.pack import flush
+from overlayrun.store.repo import Repo
+
+RunInside = Callable[[Sequence[str], bytes], tuple[int, bytes]]
+
+LARGEST_PACK: Final = 2 << 30
+_MAKES_COMMITS: Final = ("objects", "refs", "packed-refs", "HEAD")
+_ID: Final = re.compile(rb"[0-9a-f]{40}")
+_CHANGE: Final = re.compile(rb":[0-7]{6} ([0-7]{6}) [0-9a-f]+ [0-9a-f]+ [A-Z]")
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """The agent's HEAD, as far as the store has it now. head: None where it made no commit."""
+
+    head: CommitId | None
+    note: str | None = None
+
+
+class Refused(Exception):
+    """Commits that must not come in; the text says why."""
+
+
+def import_head(
+    repo: Repo,
+    agent_git: str,
+    run_inside: RunInside | None,
+    *,
+    base: CommitId | None,
+    known: CommitId | None,
+    carried: Collection[bytes],
+) -> Imported:
+    """Bring the agent's HEAD and its history above `base` into the store.
+
+    agent_git: upper of the agent's .git; only its listing is looked at. known: the HEAD imported last time,
+    which is
+    also the answer where the new one is refused or can't be asked for. carried: paths that no commit may
+    hold.
+    """
+    if run_inside is None or not _may_have_commits(agent_git):
+        return Imported(known)
+    head = _ask_head(run_inside)
+    if head is None or head in (base, known):
+        return Imported(None if head == base else known)
+    try:
+        pack = _pack_inside(run_inside, head, [commit for commit in (base, known) if commit])
+        with _quarantine(repo) as quarantine:
+            _take_in(repo, pack, quarantine)
+            _check(repo, quarantine, head, base, carried)
+            _move_in(repo, quarantine)
+        repo.commit(head)
+    except (Refused, StoreError) as err:
+        return Imported(known, f"the agent's own commits were not taken over: {_words(err)}")
+    return Imported(head)
+
+
+def _ask_head(run_inside: RunInside) -> CommitId | None:
+    """What the sandbox says; None for an unborn HEAD, and for a repository that is broken or half made."""
+    status, answer = run_inside(["git", "rev-parse", "--verify", "-q", "HEAD^{commit}"], b"")
+    found = _ID.fullmatch(answer.strip())
+    return CommitId(found[0].decode()) if found and not status else None
+
+
+def _words(err: Exception) -> str:
+    details = err.details if isinstance(err, StoreError) else None
+    return f"{err}: {details.splitlines()[-1]}" if details else str(err)
+
+
+def _may_have_commits(agent_git: str) -> bool:
+    return any(os.path.lexists(f"{agent_git}/{name}") for name in _MAKES_COMMITS)
+
+
+def _pack_inside(run_inside: RunInside, head: CommitId, have: Sequence[CommitId]) -> bytes:
+    """Pack of what `head` has above `have`. Raises Refused."""
+    command = ["git", "pack-objects", "--revs", "--stdout", "--delta-base-offset", "-q"]
+    wanted = "".join(f"{line}\n" for line in (head, *(f"^{commit}" for commit in have)))
+    status, pack = run_inside(command, wanted.encode())
+    if status and len(have) > 1:  # the agent may have dropped the commit that was known
+        return _pack_inside(run_inside, head, have[:1])
+    if status or pack[:4] != b"PACK" or len(pack) < 32:
+        raise Refused(f"no pack could be made of them (status {status})")
+    if len(pack) > LARGEST_PACK:
+        raise Refused("they are larger than 2 GiB")
+    return pack
+
+
+@contextmanager
+def _quarantine(repo: Repo) -> Iterator[str]:
+    # The name is one that `git prune` clears away after a crash.
+    path = tempfile.mkdtemp(prefix="tmp_objdir-overlayrun-", dir=repo.objects)
+    try:
+        os.mkdir(f"{path}/pack")
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _environment(repo: Repo, quarantine: str) -> dict[str, str]:
+    return {
+        "GIT_OBJECT_DIRECTORY": quarantine,
+        # A list with colons, unless an item is quoted as in C.
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": '"{}"'.format(
+            repo.objects.replace("\\", "\\\\").replace('"', '\\"')
+        ),
+        "GIT_GRAFT_FILE": "/dev/null",
+    }
+
+
+def _take_in(repo: Repo, pack: bytes, quarantine: str) -> None:
+    if struct.unpack(">I", pack[8:12])[0] == 0:
+        return
+    checks = ["--strict", "--fsck-objects", "--stdin", "--fix-thin", f"--max-input-size={LARGEST_PACK}"]
+    git(["index-pack", *checks], git_dir=repo.git_dir, input=pack, env=_environment(repo, quarantine))
+
+
+def _check(
+    repo: Repo, quarantine: str, head: CommitId, base: CommitId | None, carried: Collection[bytes]
+) -> None:
+    """All reachable is there, no commit adds gitlinks or carried files. Raises Refused, StoreError."""
+    environment = _environment(repo, quarantine)
+    span = f"{head}\n^{base}\n" if base else f"{head}\n"
+    git(
+        ["rev-list", "--objects", "--quiet", "--stdin"],
+        git_dir=repo.git_dir,
+        input=span.encode(),
+        env=environment,
+    )
+    commits = git(["rev-list", "--stdin"], git_dir=repo.git_dir, input=span.encode(), env=environment)
+    options = [
+        "-r",
+        "-m",
+        "--root",
+        "--raw",
+        "-z",
+        "--no-commit-id",
+        "--no-renames",
+        "--ignore-submodules=none",
+    ]
+    listed = git(
+        ["diff-tree", "--stdin", *options], git_dir=repo.git_dir, input=commits, env=environment
+    ).split(b"\0")
+    for change, path in zip(listed[::2], listed[1::2], strict=False):
+        mode = _CHANGE.fullmatch(change)
+        if mode is None or mode[1] == b"000000":
+            continue
+        if mode[1] == b"160000":
+            raise Refused(f"they hold a nested repository: {os.fsdecode(path)!a}")
+        if any(path == one or path.startswith(one + b"/") for one in carried):
+            raise Refused(f"they hold an ignored file of yours: {os.fsdecode(path)!a}")
+
+
+def _move_in(repo: Repo, quarantine: str) -> None:
+    """Move packs into the store, the index of each last: git looks for packs by their index."""
+    names = sorted(os.listdir(f"{quarantine}/pack"), key=lambda name: name.endswith(".idx"))
+    for name in names:
+        os.rename(f"{quarantine}/pack/{name}", f"{repo.objects}/pack/{name}")
+    if names:
+        flush(f"{repo.objects}/pack")

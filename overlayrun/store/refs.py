@@ -1,0 +1,150 @@
+"""Names of refs and their compare-and-swap. On the launch path."""
+
+from __future__ import annotations
+
+from overlayrun.errors import RefMoved, UsageError
+from overlayrun.model import ZERO_ID, BranchName, CommitId
+from overlayrun.store.git import GitFailed, git
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
+
+OWN: Final = "refs/overlayrun/"
+# ext4 takes 255 bytes a name; git appends ".lock", and long names break listings.
+_LONGEST: Final = 200
+_LETTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
+_RESERVED: Final = frozenset({"HEAD", "FETCH_HEAD", "ORIG_HEAD", "MERGE_HEAD", "CHERRY_PICK_HEAD", "refs"})
+
+
+class RefUpdate:
+    """One step of a transaction: move `ref` from `old` to `new`.
+
+    old: None asserts that the ref does not exist. new: None deletes it.
+    """
+
+    __slots__ = ("new", "old", "ref")
+
+    def __init__(self, ref: str, new: CommitId | None, old: CommitId | None) -> None:
+        self.ref = ref
+        self.new = new
+        self.old = old
+
+
+def snapshots_ref(workspace_id: str) -> str:
+    """Chain of every snapshot of a workspace."""
+    return f"{OWN}snapshots/{workspace_id}"
+
+
+def base_ref(workspace_id: str) -> str:
+    """Commit that a workspace was made from."""
+    return f"{OWN}base/{workspace_id}"
+
+
+def dirty_ref(workspace_id: str) -> str:
+    """Uncommitted changes that a workspace started with."""
+    return f"{OWN}dirty/{workspace_id}"
+
+
+def branch_ref(name: BranchName) -> str:
+    """Full ref name of a branch."""
+    return f"refs/heads/{name}"
+
+
+def parse_branch_name(text: str) -> BranchName:
+    """A branch name that is safe as a ref, as an argument and on a terminal.
+
+    Narrower than git-check-ref-format(1): ASCII letters, digits and `._/-`, starting with a letter or digit.
+    Raises UsageError.
+    """
+    fault = _fault(text)
+    if fault:
+        raise UsageError(
+            f"not a usable branch name: {text[:80]!a}: {fault}",
+            hint="use letters, digits and . _ / - as in: -b fix/login-page",
+        )
+    return BranchName(text)
+
+
+def _fault(text: str) -> str | None:
+    faults = (
+        (not text, "it is empty"),
+        (len(text) > _LONGEST, f"it is longer than {_LONGEST} characters"),
+        (text[:1] not in _LETTERS, "it must start with a letter or a digit"),
+        (not set(text) <= _LETTERS | set("._/-"), "it has other characters in it"),
+        (text in _RESERVED or text.startswith("refs/"), "git keeps that name for itself"),
+        (".." in text, "git does not allow .. in it"),
+    )
+    for is_so, fault in faults:
+        if is_so:
+            return fault
+    for part in text.split("/"):
+        if not part or part[0] in ".-" or part.endswith((".lock", ".")):
+            return f"git does not allow the part {part!r}"
+    return None
+
+
+def update_refs(git_dir: str, updates: Sequence[RefUpdate], *, why: str = "update") -> None:
+    """Make all `updates` or none of them.
+
+    why: ends up in the reflog, after "overlayrun: ".
+    Raises RefMoved where a ref is not at its old value, UsageError where a branch `a` stands in the way of
+    `a/b`.
+    """
+    lines = ["start", *(_step(update) for update in updates), "prepare", "commit"]
+    data = b"".join(line.encode() + b"\0" for line in lines)
+    options = [
+        "-c",
+        "core.hooksPath=/dev/null",
+        "-c",
+        "core.fsync=reference",
+    ]  # git flushes no ref by default
+    command = [*options, "update-ref", "-m", f"overlayrun: {why}", "--create-reflog", "--stdin", "-z"]
+    if not any(update.ref.startswith("refs/heads/") for update in updates):
+        command.remove("--create-reflog")
+    try:
+        git(command, git_dir=git_dir, input=data)
+    except GitFailed as err:
+        raise _translated(git_dir, updates, err) from err
+
+
+def _step(update: RefUpdate) -> str:
+    old = update.old or ZERO_ID
+    if update.new is None:
+        # All zeroes as an old value would mean "whatever it is" to delete.
+        return f"delete {update.ref}\0{old}" if update.old else f"verify {update.ref}\0{ZERO_ID}"
+    return f"update {update.ref}\0{update.new}\0{old}"
+
+
+def _translated(
+    git_dir: str, updates: Sequence[RefUpdate], err: GitFailed
+) -> UsageError | RefMoved | GitFailed:
+    words = err.details or ""
+    for update in updates:
+        other = name_in_the_way(git_dir, update.ref) if update.new and "cannot lock ref" in words else None
+        if other:
+            short, taken = update.ref.removeprefix("refs/heads/"), other.removeprefix("refs/heads/")
+            return UsageError(
+                f"branch {short!r} can't be made: branch {taken!r} exists, and git allows only one of them",
+                hint=f"choose another name, or rename that one: git branch -m {taken} NEW-NAME",
+            )
+    if "cannot lock ref" in words or "reference already exists" in words:
+        return RefMoved("a ref was moved by somebody else meanwhile", details=words)
+    return err
+
+
+def name_in_the_way(git_dir: str, ref: str) -> str | None:
+    """An existing ref that is a leading directory of `ref`, or lies below it; git can't have both."""
+    listed = git(["for-each-ref", "--format=%(refname)", f"{ref}/"], git_dir=git_dir).decode().split("\n")
+    if listed[0]:
+        return listed[0]
+    parts = ref.split("/")
+    above = ["/".join(parts[:end]) for end in range(3, len(parts))]
+    for name in above:
+        if (
+            git(["for-each-ref", "--format=%(refname)", name], git_dir=git_dir).decode().split("\n")[0]
+            == name
+        ):
+            return name
+    return None

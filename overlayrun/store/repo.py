@@ -1,0 +1,232 @@
+"""The user's repository through libgit2: objects, snapshots, diffs, compare-and-swap of refs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import pygit2  # noqa: TID251  # this is overlayrun/store/
+from pygit2.enums import ObjectType  # noqa: TID251  # likewise
+
+from overlayrun.errors import HostError, RefMoved, StoreError, UsageError
+from overlayrun.model import EMPTY_TREE, ZERO_ID, CommitId, TreeId
+from overlayrun.store.commits import parse_trailers
+from overlayrun.store.refs import RefUpdate, snapshots_ref
+from overlayrun.store.trees import Entries, parse_tree
+
+# libgit2 refuses what it doesn't know; in these, objects and refs are stored as ever.
+_HARMLESS: Final = ("partialclone", "relativeworktrees")
+
+pygit2.settings.set_extensions(list(_HARMLESS))
+# Neither git nor libgit2 flushes refs by default; a snapshot that a power cut takes away was no snapshot.
+pygit2.settings.enable_fsync_gitdir(value=True)
+
+
+@dataclass(frozen=True, slots=True)
+class CommitInfo:
+    """A commit; time: seconds since the epoch, of the committer."""
+
+    id: CommitId
+    tree: TreeId
+    parents: tuple[CommitId, ...]
+    time: int
+    message: str
+
+    @property
+    def subject(self) -> str:
+        """First line of the message."""
+        return self.message.partition("\n")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A snapshot on its chain.
+
+    tip: what the branch stood for then; None on an unborn branch without changes. head: the agent's own last
+    commit,
+    if it made one. written: where the branch was left, which is not at `tip` if the user had moved it.
+    """
+
+    commit: CommitId
+    tree: TreeId
+    time: int
+    subject: str
+    reason: str
+    number: int
+    tip: CommitId | None
+    previous: CommitId | None
+    head: CommitId | None
+    written: CommitId | None
+
+
+@dataclass(frozen=True, slots=True)
+class DiffStat:
+    """Size of a change, in files and lines."""
+
+    files: int
+    insertions: int
+    deletions: int
+
+
+class Repo:
+    """One repository, opened by its common git directory."""
+
+    __slots__ = ("_repo", "git_dir")
+
+    def __init__(self, git_dir: str) -> None:
+        """Raises HostError for a format that libgit2 can't read, StoreError where there is none."""
+        try:
+            self._repo = pygit2.Repository(git_dir)
+        except (pygit2.GitError, KeyError) as err:
+            raise _cannot_open(git_dir, err) from err
+        self.git_dir = git_dir
+
+    @property
+    def objects(self) -> str:
+        """Directory of the object store."""
+        return f"{self.git_dir}/objects"
+
+    def has(self, oid: bytes) -> bool:
+        """Whether the store holds an object, by raw id."""
+        return self._repo.odb.exists(pygit2.Oid(raw=oid))
+
+    def read_tree(self, oid: bytes) -> Entries:
+        """Entries of a tree, by raw id. Raises StoreError if it is missing."""
+        return parse_tree(self._read(oid.hex(), ObjectType.TREE))
+
+    def read_blob(self, oid: str) -> bytes:
+        """Content of a blob. Raises StoreError if it is missing."""
+        return self._read(oid, ObjectType.BLOB)
+
+    def _read(self, oid: str, kind: ObjectType) -> bytes:
+        try:
+            found, data = self._repo.odb.read(oid)
+        except KeyError as err:
+            raise StoreError(
+                f"object {oid} is missing", hint="in a partial clone, fetch it: git fetch --refetch"
+            ) from err
+        if found != kind:
+            raise StoreError(f"object {oid} is no {kind.name.lower()}")
+        return data
+
+    def commit(self, oid: str) -> CommitInfo:
+        """A commit. Raises StoreError if it is missing."""
+        found = self._repo.get(oid)
+        if not isinstance(found, pygit2.Commit):
+            raise StoreError(f"commit {oid} is missing")
+        return CommitInfo(
+            CommitId(str(found.id)),
+            TreeId(str(found.tree_id)),
+            tuple(CommitId(str(parent)) for parent in found.parent_ids),
+            found.commit_time,
+            found.raw_message.decode("utf-8", "replace"),
+        )
+
+    def write_commit(self, data: bytes) -> CommitId:
+        """Store a raw commit, loose."""
+        return CommitId(str(self._repo.odb.write(ObjectType.COMMIT, data)))
+
+    def tree_of(self, commit: CommitId | None) -> TreeId:
+        """Tree of a commit; the empty tree for None."""
+        return self.commit(commit).tree if commit else EMPTY_TREE
+
+    def resolve(self, text: str) -> CommitId:
+        """Commit that a revision names. Raises UsageError."""
+        try:
+            return CommitId(str(self._repo.revparse_single(text).peel(pygit2.Commit).id))
+        except (KeyError, ValueError, pygit2.GitError) as err:
+            raise UsageError(f"no commit is called {text!a}") from err
+
+    def ref(self, name: str) -> CommitId | None:
+        """Commit a ref points at, None where it does not exist."""
+        found = self._repo.references.get(name)
+        return CommitId(str(found.resolve().target)) if found else None
+
+    def snapshots(self, workspace_id: str) -> Iterator[SnapshotInfo]:
+        """Snapshots of a workspace, newest first."""
+        at = self.ref(snapshots_ref(workspace_id))
+        while at:
+            found = self.snapshot(at)
+            yield found
+            at = found.previous
+
+    def snapshot(self, commit: CommitId) -> SnapshotInfo:
+        """One commit of a snapshot chain."""
+        found = self.commit(commit)
+        trailers = parse_trailers(found.message)
+        number = int(trailers.get("Number", "0"))
+        previous, tips = found.parents[: number > 1], found.parents[number > 1 :]
+        tip, head, kept = tips[0] if tips else None, trailers.get("Head"), trailers.get("Kept")
+        return SnapshotInfo(
+            commit=commit,
+            tree=found.tree,
+            time=found.time,
+            subject=found.subject,
+            reason=trailers.get("Reason", ""),
+            number=number,
+            tip=tip,
+            previous=previous[0] if previous else None,
+            head=CommitId(head) if head else None,
+            written=_commit_or_none(kept) if kept else tip,
+        )
+
+    def diff(self, old: TreeId, new: TreeId, *, context_lines: int = 3) -> bytes:
+        """Patch text between two trees, in git's format."""
+        found = self._diff(old, new, context_lines)
+        return b"".join(patch.data for patch in found if patch)
+
+    def diff_stat(self, old: TreeId, new: TreeId) -> DiffStat:
+        """Files and lines that differ between two trees; costs reading every changed file."""
+        stats = self._diff(old, new, 0).stats
+        return DiffStat(stats.files_changed, stats.insertions, stats.deletions)
+
+    def _diff(self, old: TreeId, new: TreeId, context_lines: int) -> pygit2.Diff:
+        """Diff of two trees; the empty tree need not be stored."""
+        if old == EMPTY_TREE:
+            return self._tree(new).diff_to_tree(context_lines=context_lines, swap=True)
+        if new == EMPTY_TREE:
+            return self._tree(old).diff_to_tree(context_lines=context_lines)
+        return self._tree(old).diff_to_tree(self._tree(new), context_lines=context_lines)
+
+    def _tree(self, oid: TreeId) -> pygit2.Tree:
+        found = self._repo.get(oid)
+        if isinstance(found, pygit2.Tree):
+            return found
+        raise StoreError(f"tree {oid} is missing")
+
+    def move_refs(self, updates: Sequence[RefUpdate], *, why: str) -> None:
+        """Set refs in one transaction, each only from its old value (None: from nothing). Raises RefMoved.
+
+        The same as `update_refs` without a git process; it deletes nothing.
+        """
+        try:
+            with self._repo.transaction() as transaction:
+                for update in updates:
+                    transaction.lock_ref(update.ref)
+                for update in updates:
+                    if self.ref(update.ref) != update.old:
+                        raise RefMoved(f"{update.ref} was moved by somebody else meanwhile")
+                for update in updates:
+                    assert update.new is not None
+                    transaction.set_target(update.ref, update.new, message=f"overlayrun: {why}")
+        except (pygit2.GitError, ValueError, KeyError, OSError) as err:
+            raise StoreError("refs can't be written", details=str(err)) from err
+
+
+def _commit_or_none(text: str) -> CommitId | None:
+    return CommitId(text) if len(text) == len(ZERO_ID) else None
+
+
+def _cannot_open(git_dir: str, err: Exception) -> HostError | StoreError:
+    words = str(err)
+    if "sha256" in words:
+        return HostError("the repository's object format is sha256, and libgit2 reads sha1 alone")
+    if "unsupported extension" in words:
+        return HostError(f"libgit2 can't read this repository: {words}")
+    if "not owned" in words:
+        return HostError(
+            f"git does not trust {git_dir}: it belongs to somebody else",
+            hint=f"git config --global --add safe.directory {git_dir}",
+        )
+    return StoreError(f"not a git repository: {git_dir}", details=words)

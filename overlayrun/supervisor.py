@@ -1,0 +1,261 @@
+"""One command in one branch: start the sandbox, pass signals on, keep time, take snapshots, close the run.
+
+On the launch path: nothing that the command's start does not need is imported before it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import struct
+import time
+
+from overlayrun import keeper
+from overlayrun.errors import OverlayrunError
+from overlayrun.kernel import abi, syscalls
+from overlayrun.live import LiveSandbox, exit_status_of
+from overlayrun.model import RunOptions, SnapshotReason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+    from typing import Any, Final
+
+    from overlayrun.snapshot import Snapshot
+
+_PASSED_ON: Final = (
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+_ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
+# From the terminal these reach the command by themselves: it shares our process group.
+_FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
+_GRACE: Final = 5.0  # seconds from TERM to KILL
+_TWICE: Final = 1.0  # seconds between two Ctrl-C that mean it
+_QUICK: Final = 0.05  # seconds after which a command is no quick one: sockets and timers start
+_TIMED_OUT: Final = 124  # as timeout(1)
+
+
+class Outcome:
+    """How a run went. status: as a shell shows it. note: why it was ended, if we ended it."""
+
+    __slots__ = ("missing", "note", "status")
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.note: str | None = None
+        self.missing: int | None = None
+
+
+class Supervisor:
+    """The loop around one live sandbox.
+
+    take: takes a snapshot (reason, message), None where this run keeps none.
+    """
+
+    def __init__(
+        self,
+        live: LiveSandbox,
+        options: RunOptions,
+        sockets: str,
+        take: Callable[[SnapshotReason, str | None], Snapshot] | None,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.live = live
+        self.options = options
+        self.sockets = sockets
+        self.take = take
+        self.tell = tell
+        self.outcome = Outcome()
+        self.started = time.monotonic()
+        self.kill_at: float | None = None
+        self.next_snapshot: float | None = None
+        self.interrupted_at = 0.0
+        self.servers: dict[int, tuple[socket.socket, bool]] = {}
+        self.waiting = select.poll()
+
+    def run(self) -> Outcome:
+        """From start to the death of every process."""
+        signals = syscalls.signalfd(_PASSED_ON)
+        self.waiting.register(signals, select.POLLIN)
+        self.waiting.register(self.live.reports, select.POLLIN)
+        self.live.order(keeper.START)
+        try:
+            while not self._step(signals):
+                pass
+        finally:
+            os.close(signals)
+            for server, _ in self.servers.values():
+                server.close()
+        return self.outcome
+
+    def _step(self, signals: int) -> bool:
+        """Wait for one thing and deal with it; true when the command is over."""
+        for fd, _ in self.waiting.poll(self._patience()):
+            if fd == self.live.reports:
+                if self._is_over():
+                    return True
+            elif fd == signals:
+                self._pass_on(signals)
+            else:
+                self._serve(fd)
+        self._keep_time()
+        return self.live.has_report and self._is_over()
+
+    def _patience(self) -> float:
+        """Milliseconds until the next thing is due."""
+        now = time.monotonic()
+        if not self.servers:
+            return _QUICK * 1000
+        due = [now + 3600.0]
+        if self.kill_at is not None:
+            due.append(self.kill_at)
+        elif self.options.timeout is not None:
+            due.append(self.started + self.options.timeout)
+        if self.options.idle_timeout is not None:
+            due.append(now + 1.0)
+        if self.next_snapshot is not None:
+            due.append(self.next_snapshot)
+        return max(0.0, (min(due) - now) * 1000 + 1)
+
+    def _is_over(self) -> bool:
+        """Read what the keeper says: all that waits, because poll(2) does not know of what is buffered."""
+        while True:
+            if self._ends(self.live.next_report()):
+                return True
+            if not self.live.has_report:
+                return False
+
+    def _ends(self, report: tuple[bytes, str] | None) -> bool:
+        if report is None:  # the keeper was killed, and its pid namespace with it
+            self.outcome.status = 128 + signal.SIGKILL
+            self.outcome.note = "the sandbox was killed"
+            return True
+        letter, text = report
+        if letter == keeper.NO_EXEC:
+            self.outcome.missing = int(text)
+        elif letter == keeper.ENDED:
+            code = os.waitstatus_to_exitcode(int(text))
+            self.outcome.status = code if code >= 0 else 128 - code
+            if self.outcome.missing is not None:
+                self.outcome.status = exit_status_of(OSError(self.outcome.missing, ""))
+            return True
+        return False
+
+    def _pass_on(self, signals: int) -> None:
+        """Signals that reached us go to the command (signalfd(2): number at 0, si_code at 8)."""
+        try:
+            data = os.read(signals, abi.SIGNALFD_SIGINFO_SIZE)
+        except BlockingIOError:
+            return
+        number, code = struct.unpack_from("=I4xi", data)
+        if number in _FROM_TERMINAL and code > abi.SI_USER:
+            now = time.monotonic()
+            if number == signal.SIGINT and now - self.interrupted_at < _TWICE:
+                self._end("interrupted twice", signal.SIGTERM)
+            self.interrupted_at = now
+            return
+        if number in _ENDING:
+            self._end(f"ended by {signal.Signals(number).name}", number)
+        else:
+            self.live.order(keeper.SIGNAL, number)
+
+    def _end(self, why: str, number: int) -> None:
+        """Ask the command to end, and set the time after which it is killed."""
+        if self.kill_at is None:
+            self.outcome.note = why
+            self.kill_at = time.monotonic() + _GRACE
+        self.live.order(keeper.SIGNAL, number)
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        if not self.servers and now - self.started >= _QUICK:
+            self._settle()
+        if self.kill_at is not None:
+            if now >= self.kill_at:
+                self.live.order(keeper.KILL)
+                self.kill_at = now + 3600.0
+            return
+        limit, idle = self.options.timeout, self.options.idle_timeout
+        if limit is not None and now - self.started >= limit:
+            self._end(f"ended after {limit:g} s (--timeout)", signal.SIGTERM)
+        elif idle is not None and _idle_for() >= idle and now - self.started >= idle:
+            self._end(f"ended after {idle:g} s without output (--idle-timeout)", signal.SIGTERM)
+        if self.next_snapshot is not None and now >= self.next_snapshot:
+            self._snapshot_by_timer()
+
+    def _settle(self) -> None:
+        """The command is no quick one: open the control sockets and start the timer."""
+        from overlayrun import control
+
+        for place, name, outside in ((self.sockets, "outside", True), (f"{self.sockets}/inside", "control", False)):
+            server = control.listen(place, name)
+            self.servers[server.fileno()] = (server, outside)
+            self.waiting.register(server.fileno(), select.POLLIN)
+        if self.take is not None and self.options.every > 0:
+            self.next_snapshot = time.monotonic() + self.options.every
+
+    def _serve(self, fd: int) -> None:
+        from overlayrun import control
+
+        server, outside = self.servers[fd]
+        control.answer(server, self._answer_outside if outside else self._answer_inside)
+
+    def _answer_outside(self, request: dict[str, Any]) -> tuple[dict[str, Any], Sequence[int]]:
+        if request["op"] == "join":
+            command = self.live.command
+            return {"cwd": command.cwd, "environment": command.environment}, self.live.joined
+        if request["op"] == "status":
+            return {"keeper": self.live.pid, "running": time.monotonic() - self.started}, ()
+        return self._answer_inside(request)
+
+    def _answer_inside(self, request: dict[str, Any]) -> tuple[dict[str, Any], Sequence[int]]:
+        if request["op"] != "snapshot":
+            return {"error": f"unknown request {request['op']!a}"}, ()
+        if self.take is None:
+            return {"error": "a throwaway run takes no snapshots"}, ()
+        message = request.get("message")
+        try:
+            taken = self.take(SnapshotReason.REQUEST, message if isinstance(message, str) else None)
+        except OverlayrunError as err:
+            return {"error": err.brief}, ()
+        return {
+            "commit": taken.commit,
+            "tip": taken.tip,
+            "number": taken.number,
+            "unchanged": taken.unchanged,
+            "left_out": [[os.fsdecode(item.path), item.reason.value] for item in taken.left_out],
+            "notes": list(taken.notes),
+        }, ()
+
+    def _snapshot_by_timer(self) -> None:
+        assert self.take is not None
+        began = time.monotonic()
+        try:
+            if self.options.freeze:
+                self.live.freeze(frozen=True)
+            self.take(SnapshotReason.INTERVAL, None)
+        except OverlayrunError as err:
+            self.tell(f"no snapshot this time: {err.brief}")
+        finally:
+            if self.options.freeze:
+                self.live.freeze(frozen=False)
+        # A tree that takes long to read is read less often: at most a tenth of the time goes into snapshots.
+        now = time.monotonic()
+        self.next_snapshot = now + max(self.options.every, 9 * (now - began))
+
+
+def _idle_for() -> float:
+    """Seconds since standard output or error was last written: a terminal's and a file's times tell (8 s coarse)."""
+    return time.time() - max(os.fstat(fd).st_mtime for fd in (1, 2))
+
+
+def block_signals() -> None:
+    """Keep the signals that we pass on for the signal descriptor; the command gets a clean mask."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)

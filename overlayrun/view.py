@@ -1,0 +1,94 @@
+"""From a record to what its sandbox shows. On the launch path."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+from overlayrun.files import remove_tree
+from overlayrun.layers.marks import write_whiteout
+from overlayrun.sandbox.plan import View
+from overlayrun.sandbox.profiles import SECRETS, state_directories
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from overlayrun.store.location import Repository
+    from overlayrun.workspace.layout import Layout
+    from overlayrun.workspace.record import Record
+
+
+def view_of(repository: Repository, layout: Layout, record: Record) -> View:
+    """Everything that the workspace's sandbox mounts; makes the scratch directories anew."""
+    place = layout.workspace(record.id)
+    remove_tree(place.work)  # a volatile work directory can't be used twice (overlayfs.rst, "Volatile mount")
+    for directory in (f"{place.work}/tree", f"{place.work}/git", f"{place.work}/home"):
+        os.makedirs(directory)
+    view = View(record.root, place.upper, place.git_upper, place.work)
+    dirty = [place.dirty] if record.dirty else []
+    carried = [f"{layout.root}/{layer}" for layer in record.carried_layers]
+    view.stack = [*dirty, *carried, *(f"{layout.root}/{layer}/tree" for layer in record.stack)]
+    view.git_stack = [f"{layout.root}/{record.stack[0]}/git"]
+    view.objects = f"{repository.common_dir}/objects"
+    view.sockets = f"{place.sockets}/inside"
+    view.masked = list(_outside(repository.common_dir, layout, record))
+    servers = os.path.realpath("/etc/resolv.conf")
+    view.name_servers = servers if servers.startswith("/run/") and os.path.exists(servers) else None
+    _show_home(view, layout, record)
+    return view
+
+
+def _outside(common_dir: str, layout: Layout, record: Record) -> Iterator[str]:
+    """The real git directory and the state, where the workspace's own mount does not cover them."""
+    covered = [f"{record.root}/"]
+    for path in (common_dir, layout.root):
+        if not path.startswith(tuple(covered)):
+            covered.append(f"{path}/")
+            yield path
+
+
+def _show_home(view: View, layout: Layout, record: Record) -> None:
+    home = home_directory()
+    inside = view.root == home or home.startswith(f"{view.root}/")
+    if inside or not os.path.isdir(home):
+        return  # the workspace's own view covers it
+    view.home = home
+    view.passed = state_directories(record.profile, home)
+    if record.home == "private":
+        return
+    view.home_upper = layout.workspace(record.id).home_upper
+    view.home_lowers = [_mask(layout, home), home]
+    view.submounts = [path for path in _mountpoints() if path.startswith(f"{home}/")]
+
+
+def home_directory() -> str:
+    """The user's HOME, without links."""
+    return os.path.realpath(os.environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir)
+
+
+def _mask(layout: Layout, home: str) -> str:
+    """A layer of whiteouts that hides the secrets of HOME, made once."""
+    mask = f"{layout.root}/home-mask"
+    if os.path.isdir(mask):
+        return mask
+    aside = f"{mask}.{os.getpid()}"
+    remove_tree(aside)
+    for secret in SECRETS:
+        parent = os.path.dirname(secret)
+        if parent and os.path.islink(f"{home}/{parent.partition('/')[0]}"):
+            continue  # a directory of the layer would hide the link
+        os.makedirs(f"{aside}/{parent}", exist_ok=True)
+        write_whiteout(None, f"{aside}/{secret}")
+    try:
+        os.rename(aside, mask)
+    except OSError:
+        remove_tree(aside)  # another run was faster
+    return mask
+
+
+def _mountpoints() -> list[str]:
+    """Places of all mounts (proc_pid_mountinfo(5): field 5, with octal escapes)."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        fields = [line.split(b" ")[4] for line in file.read().splitlines()]
+    return [os.fsdecode(field.decode("unicode_escape").encode("latin-1")) for field in fields]

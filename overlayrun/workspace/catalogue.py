@@ -1,0 +1,98 @@
+"""Find workspaces: by branch, by a unique beginning of its name, all; and all repositories."""
+
+from __future__ import annotations
+
+import os
+
+from overlayrun.errors import UsageError, WorkspaceBroken
+from overlayrun.files import write_whole
+from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def records(layout: Layout) -> Iterator[Record]:
+    """Every readable record, oldest first; broken ones are `doctor`'s to report."""
+    found = []
+    for name in _names(layout):
+        try:
+            found.append(Record.load(layout.workspace(name).record))
+        except WorkspaceBroken:
+            continue
+    yield from sorted(found, key=lambda record: record.created)
+
+
+def broken(layout: Layout) -> list[str]:
+    """Directories under workspaces/ whose record can't be read."""
+    bad = []
+    for name in _names(layout):
+        try:
+            Record.load(layout.workspace(name).record)
+        except WorkspaceBroken:
+            bad.append(layout.workspace(name).root)
+    return bad
+
+
+def _names(layout: Layout) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(layout.workspaces) if not entry.name.startswith(".")]
+    except FileNotFoundError:
+        return []
+
+
+def find_exact(layout: Layout, branch: str) -> Record | None:
+    """The workspace of a branch, or None."""
+    return next(
+        (record for record in records(layout) if record.branch == branch and not record.throwaway), None
+    )
+
+
+def find(layout: Layout, text: str) -> Record:
+    """The one workspace whose branch is `text`, begins with it, or has it after `overlay/`.
+
+    Raises UsageError that names the candidates otherwise.
+    """
+    known = [record for record in records(layout) if not record.throwaway]
+    exact = [record for record in known if record.branch == text]
+    starts = [record for record in known if record.branch.startswith((text, f"overlay/{text}"))]
+    matching = exact or starts
+    if len(matching) == 1:
+        return matching[0]
+    if not matching:
+        raise UsageError(f"no workspace is called {text!r}", hint="see: overlayrun ls")
+    raise UsageError(
+        f"{text!r} could be {', '.join(record.branch for record in matching)}", hint="type more of the name"
+    )
+
+
+def _catalogue_path() -> str:
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return f"{state}/overlayrun/repositories"
+
+
+def repositories() -> list[str]:
+    """State directories of this user's repositories that still exist, oldest first."""
+    try:
+        with open(_catalogue_path(), "rb") as file:
+            lines = [os.fsdecode(line) for line in file.read().split(b"\0") if line]
+    except FileNotFoundError:
+        return []
+    return [path for path in dict.fromkeys(lines) if os.path.isdir(path)]
+
+
+def remember_repository(layout: Layout) -> None:
+    """Enter a state directory into the user's catalogue; an unwritable HOME is no reason to stop."""
+    known = repositories()
+    if layout.root in known:
+        return
+    path = _catalogue_path()
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        write_whole(
+            path, b"".join(os.fsencode(line) + b"\0" for line in [*known, layout.root]), durable=False
+        )
+    except OSError:
+        pass

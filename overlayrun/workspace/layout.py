@@ -1,0 +1,155 @@
+"""Every path below the state directory. On the launch path: str paths, no work but joining."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from overlayrun.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from overlayrun.model import TreeId
+
+
+class Layout:
+    """Paths of one repository's state; `root` is usually `.git/overlayrun`."""
+
+    __slots__ = ("root",)
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    @property
+    def bases(self) -> str:
+        """Frozen full trees, one directory a git tree."""
+        return f"{self.root}/bases"
+
+    @property
+    def layers(self) -> str:
+        """Frozen deltas, one directory `<from tree>-<to tree>` each."""
+        return f"{self.root}/layers"
+
+    @property
+    def carried(self) -> str:
+        """Frozen ignored directories."""
+        return f"{self.root}/carried"
+
+    @property
+    def workspaces(self) -> str:
+        """One directory a workspace."""
+        return f"{self.root}/workspaces"
+
+    def base(self, tree: TreeId) -> str:
+        """Directory of one frozen tree: `tree/` and `git/`."""
+        return f"{self.bases}/{tree}"
+
+    def layer(self, old: TreeId, new: TreeId) -> str:
+        """Directory of one delta: `tree/` and `git/`."""
+        return f"{self.layers}/{old}-{new}"
+
+    def workspace(self, workspace_id: str) -> WorkspaceLayout:
+        """Paths of one workspace."""
+        return WorkspaceLayout(f"{self.workspaces}/{workspace_id}")
+
+
+class WorkspaceLayout:
+    """Paths of one workspace; `root` is its directory."""
+
+    __slots__ = ("root",)
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    @property
+    def record(self) -> str:
+        """The record, JSON."""
+        return f"{self.root}/record.json"
+
+    @property
+    def lock(self) -> str:
+        """File whose flock is held while a run lives."""
+        return f"{self.root}/lock"
+
+    @property
+    def upper(self) -> str:
+        """What the command changed in the tree."""
+        return f"{self.root}/upper"
+
+    @property
+    def git_upper(self) -> str:
+        """What the command changed in its `.git`; nothing on the host opens it as a repository."""
+        return f"{self.root}/git"
+
+    @property
+    def home_upper(self) -> str:
+        """What the command changed in HOME."""
+        return f"{self.root}/home"
+
+    @property
+    def work(self) -> str:
+        """Overlayfs scratch, one directory a mount, fresh for each run."""
+        return f"{self.root}/work"
+
+    @property
+    def dirty(self) -> str:
+        """The user's uncommitted changes, as a layer."""
+        return f"{self.root}/dirty"
+
+    @property
+    def hashes(self) -> str:
+        """Blob ids of files already stored."""
+        return f"{self.root}/hashes.json"
+
+    @property
+    def sockets(self) -> str:
+        """Directory of the control sockets: `outside`, and `inside/` that the sandbox sees."""
+        return f"{self.root}/sockets"
+
+    @property
+    def runs(self) -> str:
+        """Reports of the runs."""
+        return f"{self.root}/runs"
+
+
+def state_directory(common_dir: str) -> str:
+    """Where the state of a repository lies: OVERLAYRUN_STATE_DIR, else its common git directory."""
+    chosen = os.environ.get("OVERLAYRUN_STATE_DIR")
+    if not chosen:
+        return f"{common_dir}/overlayrun"
+    import hashlib  # 2 ms that only this choice pays
+
+    digest = hashlib.sha256(os.fsencode(common_dir)).hexdigest()[:12]
+    name = os.path.basename(os.path.dirname(common_dir)) or "repository"
+    return os.path.abspath(f"{chosen}/{name}-{digest}")
+
+
+def open_state(common_dir: str) -> Layout:
+    """The repository's state directory, made if it is missing.
+
+    Raises HostError where it is not ours alone: somebody else could have planted layers in it.
+    """
+    layout = Layout(state_directory(common_dir))
+    try:
+        _make(layout)
+        info = os.lstat(layout.root)
+    except OSError as err:
+        raise HostError(
+            f"the state directory can't be made: {layout.root}: {err.strerror}",
+            hint="choose another place: export OVERLAYRUN_STATE_DIR=~/.local/state/overlayrun/state",
+        ) from err
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
+        raise HostError(
+            f"the state directory is not yours alone: {layout.root}",
+            hint=f"look at it, then: chown -R $USER {layout.root} && chmod 700 {layout.root}",
+        )
+    return layout
+
+
+def _make(layout: Layout) -> None:
+    if os.path.lexists(layout.root):
+        return
+    os.makedirs(os.path.dirname(layout.root), exist_ok=True)
+    os.mkdir(layout.root, 0o700)
+    for directory in (layout.bases, layout.layers, layout.carried, layout.workspaces):
+        os.mkdir(directory, 0o700)

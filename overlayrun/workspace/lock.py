@@ -1,0 +1,50 @@
+"""One flock a workspace: held by the supervisor and the keeper, free again only when both are gone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+from overlayrun.errors import WorkspaceBusy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_TRIES: Final = 3
+
+
+def lock(path: str) -> int:
+    """Take the lock at once and return its descriptor; raises WorkspaceBusy if somebody holds it.
+
+    An flock and no pid file: it can't be forged, goes with its holders, and a reused pid means nothing
+    (flock(2)).
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for attempt in range(_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            if attempt == _TRIES - 1:
+                os.close(fd)
+                raise WorkspaceBusy("another run holds this workspace") from err
+            time.sleep(0.01)  # `is_locked` holds it for microseconds
+        else:
+            break
+    return fd
+
+
+def is_locked(path: str) -> bool:
+    """Whether a run holds the lock now."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -1,0 +1,142 @@
+"""record.json: what a workspace was made from and how its last run went. On the launch path.
+
+Nothing that can be derived is kept here: whether a run lives is the lock's to say, whether work landed the
+commits'.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from overlayrun.errors import WorkspaceBroken
+from overlayrun.files import read_bytes, write_whole
+from overlayrun.model import BranchName, CommitId, TreeId
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, Self
+
+VERSION: Final = 1
+
+
+class Run:
+    """One launch of a command.
+
+    started, ended: seconds since the epoch. status: as a shell shows it, None while open.
+    boot: the kernel's boot id, so that a power cut is told from a kill.
+    """
+
+    __slots__ = ("boot", "command", "ended", "number", "started", "status")
+
+    def __init__(self, number: int, command: list[str], boot: str, started: float) -> None:
+        self.number = number
+        self.command = command
+        self.boot = boot
+        self.started = started
+        self.ended: float | None = None
+        self.status: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        run = cls(data["number"], data["command"], data["boot"], data["started"])
+        run.ended, run.status = data["ended"], data["status"]
+        return run
+
+
+class Record:
+    """What a workspace is.
+
+    base: None when HEAD was unborn. tree: the base's. dirty: commit of the uncommitted changes it started
+    with.
+    stack: layer directories of the tree below the state directory, topmost first; its first is the one whose
+    `git/` belongs to `tree`. carried: ignored paths that came along, below the repository's root.
+    carried_layers: their layer directories, as in stack. target: None for a detached HEAD.
+    """
+
+    __slots__ = (
+        "base",
+        "branch",
+        "carried",
+        "carried_layers",
+        "common_dir",
+        "created",
+        "dirty",
+        "home",
+        "id",
+        "last_run",
+        "profile",
+        "prompt",
+        "reset_index",
+        "root",
+        "stack",
+        "target",
+        "throwaway",
+        "tree",
+    )
+
+    def __init__(self, workspace_id: str, branch: BranchName, root: str, tree: TreeId) -> None:
+        self.id = workspace_id
+        self.branch = branch
+        self.root = root
+        self.tree = tree
+        self.base: CommitId | None = None
+        self.dirty: CommitId | None = None
+        self.target: BranchName | None = None
+        self.stack: list[str] = []
+        self.carried: list[str] = []
+        self.carried_layers: list[str] = []
+        self.common_dir = ""
+        self.created = 0.0
+        self.home = "cow"
+        self.profile: str | None = None
+        self.prompt: str | None = None
+        self.reset_index = False
+        self.throwaway = False
+        self.last_run: Run | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the last run was never closed: it lives still, or was interrupted."""
+        return self.last_run is not None and self.last_run.ended is None
+
+    def save(self, path: str, *, durable: bool = True) -> None:
+        """Write the record whole."""
+        data = {name: getattr(self, name) for name in self.__slots__}
+        data["last_run"] = self.last_run and self.last_run.to_json()
+        # surrogateescape bytes of odd paths travel as \udcXX escapes
+        write_whole(path, json.dumps({"version": VERSION, **data}).encode(), durable=durable)
+
+    @classmethod
+    def load(cls, path: str) -> Self:
+        """Read a record; raises WorkspaceBroken where it is missing, torn or of a newer version."""
+        try:
+            data = json.loads(read_bytes(path))
+            if data.pop("version") != VERSION:
+                raise WorkspaceBroken(
+                    f"{path} was written by a newer overlayrun", hint="update overlayrun, then try again"
+                )
+            record = cls(data["id"], data["branch"], data["root"], data["tree"])
+            run = data.pop("last_run")
+            for name, value in data.items():
+                setattr(record, name, value)
+            record.last_run = run and Run.from_json(run)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+            raise WorkspaceBroken(
+                f"the record can't be read: {path}: {err}", hint="overlayrun doctor shows what can be saved"
+            ) from err
+        return record
+
+
+def boot_id() -> str:
+    """The kernel's id of this boot (random(4), /proc/sys/kernel/random)."""
+    fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 64).decode().strip()
+    finally:
+        os.close(fd)

@@ -190,7 +190,7 @@ def _trailers(link: Link) -> dict[str, str]:
 
 
 def _plan_branch(link: Link, left: set[CommitId | None]) -> _BranchMove:
-    """Whether the branch is where the last snapshot left it, and free to move; left: other places that are ours."""
+    """Whether the branch is where we left it, and free to move. left: see `_clear_up`."""
     now, last = link.repo.ref(branch_ref(link.job.branch)), link.previous
     expected = {last.written} if last else {None, link.job.base}
     if now not in expected | left:

@@ -125,13 +125,13 @@ class Collector:
     left_out: list[LeftOut] = field(default_factory=list)
     ignored: int = 0
     raced: int = 0
-    trees: dict[bytes, Entries] = field(default_factory=dict)
     _entries: int = 0
+    _trees: dict[bytes, Mapping[bytes, Entry]] = field(default_factory=dict)
     _directories: list[Directory] = field(default_factory=list)
 
     def top(self, start: bytes | None, committed: bytes | None, rules: IgnoreRules, upper: str) -> Directory:
         """State of the root. start, committed: raw tree ids, None for empty; rules: from outside the tree."""
-        entries = self.repo.read_tree(start) if start else {}
+        entries = self._read(start)
         root = Directory(b"", None, start, entries, self._read(committed), dict(entries), rules)
         fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -225,8 +225,10 @@ class Collector:
         return oid
 
     def read_tree(self, oid: bytes) -> Mapping[bytes, Entry]:
-        """Entries of a tree, new or old."""
-        return self.trees.get(oid) or self.repo.read_tree(oid)
+        """Entries of a tree, new or old; each is read once."""
+        if oid not in self._trees:
+            self._trees[oid] = self.repo.read_tree(oid)
+        return self._trees[oid]
 
     def _settle(self, directory: Directory, converted: Mapping[bytes, bytes | None]) -> None:
         """Put in ids of converted files; what a filter failed on keeps the start tree's version."""
@@ -248,7 +250,7 @@ class Collector:
         if directory.entries == directory.start:
             return directory.start_id
         oid = self.writer.add(b"tree", format_tree(directory.entries))
-        self.trees[oid] = directory.entries
+        self._trees[oid] = directory.entries
         self.found.others.add(oid)
         return oid
 
@@ -333,8 +335,8 @@ class Collector:
     def _leave_out(self, path: bytes, reason: LeftOutReason) -> None:
         self.left_out.append(LeftOut(path, reason))
 
-    def _read(self, oid: bytes | None) -> Entries:
-        return self.repo.read_tree(oid) if oid else {}
+    def _read(self, oid: bytes | None) -> Mapping[bytes, Entry]:
+        return self.read_tree(oid) if oid else {}
 
     def _with_gitignore(self, inside: Directory, fd: int) -> IgnoreRules:
         """Add the .gitignore that the agent sees there: the upper's, else the start tree's."""

@@ -1,7 +1,7 @@
 """The control socket of a run: one line of JSON asked, one answered, descriptors beside it where they were asked for.
 
-Two sockets a workspace. `outside` lies in the state directory and hands out the sandbox's namespaces; `inside` is
-what the command sees, and only ever takes a snapshot.
+Two sockets a workspace. `outside` lies in the state directory and hands out the sandbox's namespaces;
+`inside` is what the command sees, and only ever takes a snapshot.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def listen(directory: str, name: str) -> socket.socket:
     finally:
         os.close(fd)
     server.listen(8)
-    server.setblocking(False)
+    server.settimeout(0)
     return server
 
 
@@ -69,10 +69,13 @@ def _line(connection: socket.socket) -> bytes:
     return data
 
 
-def ask(directory: str, name: str, request: dict[str, Any], *, wait: float = 2.0) -> tuple[dict[str, Any], list[int]]:
+def ask(
+    directory: str, name: str, request: dict[str, Any], *, wait: float = 2.0
+) -> tuple[dict[str, Any], list[int]]:
     """Send a request to a run and give its answer and descriptors.
 
-    wait: seconds in which a run that is only starting may open its socket. Raises WorkspaceError without an answer.
+    wait: seconds in which a run that is only starting may open its socket. Raises WorkspaceError without an
+    answer.
     """
     deadline = time.monotonic() + wait
     while True:

@@ -44,8 +44,9 @@ def finish(
         from overlayrun.bring import apply  # one run in many
 
         applied = apply(repository, layout, record)
-        tell(applied)
-        drop(layout, record, branch=True)
+        tell(applied.said)
+        if not applied.conflicts:
+            drop(layout, record, branch=True)
 
 
 def _forget(layout: Layout, record: Record, tell: Callable[[str], None]) -> None:

@@ -1,7 +1,7 @@
-"""The keeper: pid 1 of the sandbox. It mounts, starts the command, reaps, and ends with the supervisor.
+r"""The keeper: pid 1 of the sandbox. It mounts, starts the command, reaps, and ends with the supervisor.
 
-It talks with the supervisor over two pipes, one record a message: `<letter><number>\\n`. It takes no snapshots and
-reads nothing that the command wrote.
+It talks with the supervisor over two pipes, one record a message: `<letter><number>\n`. It takes no
+snapshots and reads nothing that the command wrote.
 """
 
 from __future__ import annotations
@@ -165,7 +165,8 @@ def keep(layers: Sequence[Layer], keeper: Keeper, uid: int, gid: int) -> NoRetur
         os.chdir("/")
         keeper.report(READY)
         if os.read(keeper.orders, 2) == b"-\n":  # the supervisor holds our namespaces now
-            # A dumpable pid 1 would lend its /proc/1/mem and /proc/1/exe to the command (CVE-2019-5736's class).
+            # A dumpable pid 1 would lend its /proc/1/mem and /proc/1/exe to the command (CVE-2019-5736's
+            # class).
             syscalls.prctl(abi.PR_SET_DUMPABLE, 0)
             keeper.obey()
     except (OSError, OverlayrunError) as err:

@@ -1,7 +1,7 @@
 """The program's way in: the lean path for `overlayrun [options] -- COMMAND`, click for everything else.
 
-Starting costs what it must: no module is loaded here that the command's start does not need (click, pygit2, psutil
-and subprocess together cost 100 ms).
+Starting costs what it must: no module is loaded here that the command's start does not need (click, pygit2,
+psutil and subprocess together cost 100 ms).
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ def main() -> NoReturn:
         from overlayrun.cli.main import run_cli  # click costs 30 ms
 
         run_cli(words)
+    options, command = parsed
     # Not sys.exit: tearing the interpreter down costs 3 ms, and nothing of ours waits for it.
-    os._exit(run(*parsed))
+    os._exit(run(options, command))
 
 
 def run(options: RunOptions, command: list[str]) -> int:

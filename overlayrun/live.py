@@ -8,8 +8,8 @@ import signal
 
 from overlayrun import keeper
 from overlayrun.errors import HostError, MountError
-from overlayrun.kernel import namespaces, syscalls
 from overlayrun.keeper import Command
+from overlayrun.kernel import namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,7 +112,8 @@ class LiveSandbox:
     def run_inside(self, argv: Sequence[str], data: bytes) -> tuple[int, bytes]:
         """Run `argv` inside with `data` on its stdin, and give its exit status and stdout; stderr is dropped.
 
-        It sees what the command sees and has as few privileges. Never more than `_OUTPUT_LIMIT` bytes are taken.
+        It sees what the command sees and has as few privileges. Never more than `_OUTPUT_LIMIT` bytes are
+        taken.
         """
         in_read, in_write = os.pipe()
         out_read, out_write = os.pipe()
@@ -175,7 +176,9 @@ def run_joined(joined: Sequence[int], command: Command, streams: tuple[int, int,
             os.dup2(fd, number)
         namespaces.die_with_parent()
         namespaces.join(list(joined))
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # this process waits; it must not hold a pipe's other end open
+        os.closerange(
+            3, os.sysconf("SC_OPEN_MAX")
+        )  # this process waits; it must not hold a pipe's other end open
         # A pid namespace holds for children alone (setns(2)); this process waits for its child.
         pid = os.fork()
         if pid == 0:

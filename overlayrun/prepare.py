@@ -8,7 +8,7 @@ import time
 
 from overlayrun.bases.gitdir import write_git_directory
 from overlayrun.bases.ignored import known_ignored
-from overlayrun.bases.stack import stack_of
+from overlayrun.bases.stack import doubtful, stack_of
 from overlayrun.errors import RefMoved, UsageError, WorkspaceBusy
 from overlayrun.files import remove_tree
 from overlayrun.model import BranchName, DirtyPolicy, RunOptions
@@ -17,7 +17,7 @@ from overlayrun.sandbox.profiles import profile_of
 from overlayrun.store.location import resolve_commit
 from overlayrun.store.refs import RefUpdate, base_ref, branch_ref, dirty_ref, parse_branch_name, update_refs
 from overlayrun.workspace.catalogue import find_exact, remember_repository
-from overlayrun.workspace.lock import lock
+from overlayrun.workspace.lock import lock, share
 from overlayrun.workspace.names import branch_names, workspace_id
 from overlayrun.workspace.record import Record
 
@@ -46,7 +46,8 @@ class Prepared:
 
 
 def open_or_make(
-    repository: Repository, layout: Layout, options: RunOptions, command: Sequence[str], tell: Callable[[str], None]
+    repository: Repository, layout: Layout, options: RunOptions, command: Sequence[str], tell:
+    Callable[[str], None]
 ) -> Prepared:
     """The workspace for a run, locked. tell: called with a line before anything slow.
 
@@ -73,7 +74,17 @@ def open_known(repository: Repository, layout: Layout, record: Record) -> Prepar
     record = Record.load(layout.workspace(record.id).record)  # somebody may have finished with it meanwhile
     if record.common_dir != repository.common_dir:
         record.root, record.common_dir = repository.root, repository.common_dir
+    _mend(repository, layout, record)
     return Prepared(record, held, resumed=True)
+
+
+def _mend(repository: Repository, layout: Layout, record: Record) -> None:
+    """Make layers again that a power cut may have torn: a base is only a copy of what git holds."""
+    if torn := doubtful(layout, record.stack):
+        from overlayrun.bases.freeze import remake  # after a power cut alone
+
+        for layer in reversed(torn):
+            remake(layout, repository, layer)
 
 
 def _refuse_taken(repository: Repository, name: BranchName) -> None:
@@ -90,7 +101,8 @@ def _refuse_taken(repository: Repository, name: BranchName) -> None:
 
 
 def _make(
-    repository: Repository, layout: Layout, options: RunOptions, command: Sequence[str], tell: Callable[[str], None]
+    repository: Repository, layout: Layout, options: RunOptions, command: Sequence[str], tell:
+    Callable[[str], None]
 ) -> Prepared:
     commit, tree = repository.head, repository.head_tree
     if options.base is not None:
@@ -102,6 +114,7 @@ def _make(
     record.home, record.throwaway = options.home.value, options.rm
     record.profile = profile_of(command[0]) if options.profile is None else options.profile
     place = layout.workspace(record.id)
+    choosing = share(layout.lock)  # no `gc` between the choice of a layer and the record that names it
     os.mkdir(place.root, 0o700)
     held = lock(place.lock)
     prepared = Prepared(record, held, resumed=False)
@@ -114,16 +127,22 @@ def _make(
         os.close(held)
         remove_tree(place.root)
         raise
+    finally:
+        os.close(choosing)
     return prepared
 
 
 def _gather(
-    repository: Repository, layout: Layout, options: RunOptions, prepared: Prepared, tell: Callable[[str], None]
+    repository: Repository, layout: Layout, options: RunOptions, prepared: Prepared, tell: Callable[[str],
+    None]
 ) -> None:
     """Fill in the layers: the frozen tree, uncommitted changes, ignored files."""
     record = prepared.record
     record.stack = stack_of(layout, record.tree)
-    if not record.stack:
+    if record.stack:
+        _mend(repository, layout, record)
+        os.utime(f"{layout.root}/{record.stack[0]}")  # `gc` goes by the last use
+    else:
         from overlayrun.bases.freeze import freeze  # the first run on a commit alone
 
         remember_repository(layout)
@@ -136,7 +155,8 @@ def _gather(
 
         seen = look(repository)
         changed, ignored = seen.changed, seen.ignored
-        prepared.notes += [f"not carried: {os.fsdecode(path)}: a repository of its own" for path in seen.left_out]
+        prepared.notes += [f"not carried: {os.fsdecode(path)}: a repository of its own" for path in
+        seen.left_out]
     if changed:
         _take_dirty(repository, layout, options, prepared, changed)
     if ignored:
@@ -154,8 +174,8 @@ def _take_dirty(
         )
     record = prepared.record
     place = layout.workspace(record.id).dirty
-    record.dirty = record_dirty(repository, changed, place, "Uncommitted changes when an overlayrun branch began")
-    prepared.uncommitted = len(changed)
+    record.dirty = record_dirty(repository, changed, place, "Uncommitted changes when an overlayrun branch
+    began") prepared.uncommitted = len(changed)
 
 
 def _take_carried(
@@ -167,6 +187,7 @@ def _take_carried(
     carried = carry(layout, record.root, ignored, options.carry or default_policy(layout), tell)
     record.carried = [os.fsdecode(path) for path in carried.paths]
     record.carried_layers = carried.layers
+    record.live = [os.fsdecode(path) for path in carried.live]
     prepared.notes += carried.notes
 
 
@@ -198,7 +219,8 @@ def _first_refs(record: Record) -> Iterator[RefUpdate]:
 def _fill(repository: Repository, layout: Layout, record: Record) -> None:
     """Directories and the command's own `.git`."""
     place = layout.workspace(record.id)
-    for directory in (place.upper, place.home_upper, f"{place.sockets}/inside", place.runs):
+    live = [place.live(number) for number in range(len(record.live))]
+    for directory in (place.upper, place.home_upper, f"{place.sockets}/inside", *live):
         os.makedirs(directory, mode=0o700)
     # The top of an overlay shows the upper's own mode.
     os.chmod(place.upper, stat.S_IMODE(os.stat(record.root).st_mode))

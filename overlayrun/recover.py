@@ -44,7 +44,8 @@ def recover_all(repository: Repository, layout: Layout, tell: Callable[[str], No
 def recover(repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]) -> None:
     """Bring a workspace whose lock we hold to a state that a run can start from.
 
-    After a kill the upper layer is whole: the missing snapshot is taken. After a power cut it is doubtful unless it
+    After a kill the upper layer is whole: the missing snapshot is taken. After a power cut it is doubtful
+    unless it
     had reached the disk: it is put aside and rebuilt from the last snapshot.
     """
     run = record.last_run
@@ -93,4 +94,5 @@ def _rebuild(repository: Repository, layout: Layout, record: Record, tell: Calla
     from overlayrun.restore import rebuild
 
     aside = rebuild(repository, layout, record, number=None)
-    tell(f"branch {record.branch} went through a power cut: rebuilt from its last snapshot; the rest is in {aside}")
+    tell(f"branch {record.branch} went through a power cut: rebuilt from its last snapshot; the rest is in
+    {aside}")

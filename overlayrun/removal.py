@@ -25,7 +25,11 @@ def drop(layout: Layout, record: Record, *, branch: bool) -> None:
             refs.append(f"refs/heads/{record.branch}")
         lines = "".join(f"delete {ref}\n" for ref in refs)
         settings = ["-c", "core.hooksPath=/dev/null"]
-        git([*settings, "update-ref", "-m", "overlayrun: rm", "--stdin"], git_dir=record.common_dir, input=lines.encode())
+        git(
+            [*settings, "update-ref", "-m", "overlayrun: rm", "--stdin"],
+            git_dir=record.common_dir,
+            input=lines.encode(),
+        )
     gone = f"{os.path.dirname(place)}/.gone-{record.id}"
     try:
         os.rename(place, gone)

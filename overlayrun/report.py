@@ -56,7 +56,8 @@ def summary(record: Record, taken: Snapshot, stat: DiffStat) -> Iterator[str]:
     yield from left_out(taken)
     for note in taken.notes:
         yield printable(note)
-    yield f"next: overlayrun diff {record.branch} | merge {record.branch} | apply {record.branch} | rm {record.branch}"
+    yield f"next: overlayrun diff {record.branch} | merge {record.branch} | apply {record.branch} | rm
+    {record.branch}"
 
 
 def _changed(stat: DiffStat) -> str:

@@ -6,13 +6,14 @@ import os
 import time
 
 from overlayrun.errors import OverlayrunError
+from overlayrun.files import remove_tree
 from overlayrun.keeper import Command
 from overlayrun.live import LiveSandbox
 from overlayrun.model import RunOptions, SnapshotReason
 from overlayrun.prepare import Prepared, open_or_make
+from overlayrun.report import header
 from overlayrun.sandbox.environment import sandbox_environment
 from overlayrun.sandbox.plan import CONTROL, sandbox_plan
-from overlayrun.report import header
 from overlayrun.supervisor import Outcome, Supervisor, block_signals
 from overlayrun.terminal import Terminal
 from overlayrun.view import view_of
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Final
 
+    from overlayrun.sandbox.plan import Layer
     from overlayrun.snapshot import Snapshot
     from overlayrun.store.location import Repository
     from overlayrun.workspace.layout import Layout
-    from overlayrun.workspace.record import Record
 
 OURS: Final = 125  # exit status of every failure that is not the command's
 
@@ -71,7 +72,6 @@ class _Run:
         record = self.record
         if record.last_run is not None:
             self._recover(quiet)
-        number = record.last_run.number + 1 if record.last_run else 1
         view = view_of(self.repository, self.layout, record)
         view.binds = [
             *((os.path.realpath(path), False) for path in self.options.bind_ro),
@@ -79,7 +79,19 @@ class _Run:
         ]
         terminal = Terminal()
         block_signals()
-        with LiveSandbox(sandbox_plan(view), self._command(argv)) as live:
+        try:
+            return self._in_sandbox(sandbox_plan(view), argv, terminal, quiet)
+        finally:
+            # Overlayfs leaves directories of mode 000 in it, at which `rm -rf` of the repository would
+            # stumble.
+            remove_tree(self.place.work)
+
+    def _in_sandbox(
+        self, layers: Sequence[Layer], argv: list[str], terminal: Terminal, quiet: Callable[[str], None]
+    ) -> int:
+        record = self.record
+        number = record.last_run.number + 1 if record.last_run else 1
+        with LiveSandbox(layers, self._command(argv)) as live:
             # Open only now: a sandbox that could not be made leaves nothing to recover.
             record.last_run = Run(number, argv, boot_id(), time.time())
             record.save(self.place.record, durable=False)
@@ -138,6 +150,10 @@ class _Run:
             self.tell(f"make room, then: overlayrun snapshot {record.branch}")
             return outcome.status or OURS
         self._end_run()
+        if os.path.isdir(self.place.root):
+            from overlayrun.durable import sync_in_background
+
+            sync_in_background(self.layout, record)
         return outcome.status
 
     def _end_run(self) -> None:

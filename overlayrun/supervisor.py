@@ -194,7 +194,10 @@ class Supervisor:
         """The command is no quick one: open the control sockets and start the timer."""
         from overlayrun import control
 
-        for place, name, outside in ((self.sockets, "outside", True), (f"{self.sockets}/inside", "control", False)):
+        for place, name, outside in (
+            (self.sockets, "outside", True),
+            (f"{self.sockets}/inside", "control", False),
+        ):
             server = control.listen(place, name)
             self.servers[server.fileno()] = (server, outside)
             self.waiting.register(server.fileno(), select.POLLIN)

@@ -30,6 +30,9 @@ def view_of(repository: Repository, layout: Layout, record: Record) -> View:
     carried = [f"{layout.root}/{layer}" for layer in record.carried_layers]
     view.stack = [*dirty, *carried, *(f"{layout.root}/{layer}/tree" for layer in record.stack)]
     view.git_stack = [f"{layout.root}/{record.stack[0]}/git"]
+    for number, path in enumerate(record.live):
+        os.makedirs(f"{place.work}/live{number}")
+        view.live.append((f"{record.root}/{path}", place.live(number), f"{place.work}/live{number}"))
     view.objects = f"{repository.common_dir}/objects"
     view.sockets = f"{place.sockets}/inside"
     view.masked = list(_outside(repository.common_dir, layout, record))

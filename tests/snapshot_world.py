@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from overlayrun.files import remove_tree
 from overlayrun.kernel import abi
 from overlayrun.kernel.namespaces import map_identity
-from overlayrun.kernel.syscalls import mount, unshare
+from overlayrun.kernel.syscalls import capset_none, mount, unshare
 from overlayrun.model import BranchName, CommitId, SnapshotReason, TreeId
 from overlayrun.snapshot import Snapshot, SnapshotJob, take_snapshot
 
@@ -23,12 +23,37 @@ GIT_ENV = {
 }
 
 
-def run_git(*args: str, cwd: Path, data: bytes | None = None, **env: str) -> bytes:
+def run_git(*args: str, cwd: Path, data: bytes | None = None, env: Mapping[str, str] | None = None) -> bytes:
     """Run git as a user would and give its stdout."""
-    environment = {**os.environ, **GIT_ENV, **env}
+    environment = {**os.environ, **GIT_ENV, **(env or {})}
     return subprocess.run(
         ["git", *args], cwd=cwd, input=data, env=environment, check=True, capture_output=True
     ).stdout
+
+
+def in_child(action: Callable[[], object]) -> None:
+    """Do something in a process of its own; it must not raise."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            action()
+            status = 0
+        except BaseException:  # noqa: BLE001  # the child of a fork must not return into the test
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def without_privileges(action: Callable[[], object]) -> None:
+    """Do something as the owner of the files and no more, even where the tests are run by root."""
+
+    def act() -> None:
+        capset_none()
+        action()
+
+    in_child(act)
 
 
 @dataclass
@@ -70,22 +95,20 @@ class World:
     def checkout(self, commit: CommitId) -> None:
         """Start again from another commit, with an empty upper."""
         for name in ("lower", "upper", "work", "merged", "workspace"):
-            shutil.rmtree(self.root / name, ignore_errors=True)
+            remove_tree(str(self.root / name))
             (self.root / name).mkdir()
         archive = run_git("archive", "--format=tar", commit, cwd=self.repo)
         subprocess.run(["tar", "x", "-C", str(self.root / "lower")], input=archive, check=True)
         self.job = replace(self.job, base=commit)
 
-    def git(self, *args: str, data: bytes | None = None, **env: str) -> str:
+    def git(self, *args: str, data: bytes | None = None) -> str:
         """Run git in the user's repository."""
-        return os.fsdecode(run_git(*args, cwd=self.repo, data=data, **env)).strip()
+        return os.fsdecode(run_git(*args, cwd=self.repo, data=data)).strip()
 
     def inside(self, action: Callable[[], object]) -> None:
         """Do something in the workspace: a real overlay, in a user namespace, as the current directory."""
-        pid = os.fork()
-        if pid == 0:
-            os._exit(self._enter(action))
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        in_child(lambda: self._enter(action))
+        remove_tree(str(self.root / "work"))  # mode 000: pytest could not remove it
 
     def sh(self, script: str) -> None:
         """Run a shell script in the workspace."""
@@ -103,21 +126,15 @@ class World:
         given = answer.read_bytes()
         return given[0], given[1:]
 
-    def _enter(self, action: Callable[[], object]) -> int:
-        try:
-            self._mount()
-            os.chdir(self.root / "merged")
-            action()
-        except BaseException:  # noqa: BLE001  # the child of a fork must not return into the test
-            traceback.print_exc()
-            return 1
-        return 0
+    def _enter(self, action: Callable[[], object]) -> None:
+        self._mount()
+        os.chdir(self.root / "merged")
+        action()
 
     def _mount(self) -> None:
         uid, gid = os.getuid(), os.getgid()
         unshare(abi.CLONE_NEWUSER | abi.CLONE_NEWNS)
         map_identity(uid, gid)
-        shutil.rmtree(self.root / "work", ignore_errors=True)
         work = self.root / "work" / os.urandom(4).hex()
         work.mkdir(parents=True)
         layers = f"lowerdir={self.root}/lower,upperdir={self.upper},workdir={work},userxattr"
@@ -143,9 +160,9 @@ class World:
     def add_all(self, directory: Path, start: str) -> TreeId:
         """Tree that `git add -A` makes of `directory`, for a user whose index was at `start`."""
         env = {"GIT_INDEX_FILE": str(self.root / "index"), "GIT_DIR": str(self.repo / ".git")}
-        run_git("read-tree", start, cwd=directory, **env)
-        run_git("add", "-A", cwd=directory, GIT_WORK_TREE=str(directory), **env)
-        return TreeId(run_git("write-tree", cwd=directory, **env).decode().strip())
+        run_git("read-tree", start, cwd=directory, env=env)
+        run_git("add", "-A", cwd=directory, env=env | {"GIT_WORK_TREE": str(directory)})
+        return TreeId(run_git("write-tree", cwd=directory, env=env).decode().strip())
 
     def fsck(self) -> str:
         """What a strict check says of everything in the store, dangling objects aside."""

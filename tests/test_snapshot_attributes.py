@@ -1,4 +1,4 @@
-"""Conversions by attributes: the blob is what `git add` stores, by the base's rules alone, and nothing runs here."""
+"""Conversions by attributes: the blob is what `git add` stores, by the base's rules; nothing runs here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from snapshot_world import World
 
 from overlayrun.collector import LeftOut, LeftOutReason
-from overlayrun.model import SnapshotReason
+from overlayrun.model import CommitId, SnapshotReason
 
 RULES = """\
 *.txt text
@@ -65,13 +65,17 @@ def compare(world: World, files: dict[str, bytes], tmp_path: Path) -> None:
 
 
 def test_rules_of_the_base_convert_as_git_add_does(tmp_path: Path) -> None:
-    base = {".gitattributes": RULES, "kept.auto": b"one\n", "sub/deep/.gitattributes": "*.txt text\n"}
+    base: dict[str, str | bytes] = {
+        ".gitattributes": RULES,
+        "kept.auto": b"one\n",
+        "sub/deep/.gitattributes": "*.txt text\n",
+    }
     world = World.make(tmp_path, base)
     # A CRLF file that was stored as such before the rule came: git leaves it alone.
     blob = world.git("hash-object", "-w", "--stdin", data=b"old\r\n")
     world.git("update-index", "--cacheinfo", f"100644,{blob},kept.auto")
     world.git("commit", "-qm", "raw CRLF")
-    world.checkout(type(world.job.base)(world.git("rev-parse", "HEAD")))
+    world.checkout(CommitId(world.git("rev-parse", "HEAD")))
     compare(world, FILES, tmp_path)
 
 

@@ -132,9 +132,9 @@ def _commit(world: World, edits: Sequence[Edit], *, ignored_too: bool) -> Commit
     start.mkdir()
     _in_directory(start, edits)
     env = {"GIT_INDEX_FILE": str(world.root / "index"), "GIT_DIR": str(world.repo / ".git")}
-    run_git("read-tree", "--empty", cwd=start, **env)
-    run_git("add", "-A", *["-f"] * ignored_too, cwd=start, GIT_WORK_TREE=str(start), **env)
-    tree = run_git("write-tree", cwd=start, **env).decode().strip()
+    run_git("read-tree", "--empty", cwd=start, env=env)
+    run_git("add", "-A", *["-f"] * ignored_too, cwd=start, env=env | {"GIT_WORK_TREE": str(start)})
+    tree = run_git("write-tree", cwd=start, env=env).decode().strip()
     return CommitId(world.git("commit-tree", tree, "-m", "start"))
 
 
@@ -151,7 +151,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 )
 @given(start=_edits, ignored_too=st.booleans(), first=_edits, second=_edits)
 def test_a_snapshot_is_what_git_add_records(
-    world: World, start: list[Edit], ignored_too: bool, first: list[Edit], second: list[Edit]
+    world: World, *, start: list[Edit], ignored_too: bool, first: list[Edit], second: list[Edit]
 ) -> None:
     base = _commit(world, start, ignored_too=ignored_too)
     world.checkout(base)

@@ -1,8 +1,8 @@
 """Ignored files that come along: `.env`, node_modules, .venv, target. Frozen once, shared by branches.
 
-They are lower layers of the workspace's one overlay, not mounts of their own: fifty `__pycache__` directories would be
-fifty mounts, and renames or links between a carried directory and the tree would give EXDEV. Directories of some size
-have a layer each, all else is in one.
+They are lower layers of the workspace's one overlay, not mounts of their own: fifty `__pycache__`
+directories would be fifty mounts, and renames or links between a carried directory and the tree would give
+EXDEV. Directories of some size have a layer each, all else is in one.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ _OWN_LAYER: Final = 500  # entries
 
 
 class Carried:
-    """paths: below the root, without a final slash. layers: below the state directory. notes: what could not come."""
+    """paths: below the root, without a final slash. layers: below the state directory. notes: what could not come.
 
-    __slots__ = ("layers", "notes", "paths")
+    live: those of the paths, all directories, that are to be shown as they are now.
+    """
+
+    __slots__ = ("layers", "live", "notes", "paths")
 
     def __init__(self) -> None:
         self.paths: list[bytes] = []
         self.layers: list[str] = []
+        self.live: list[bytes] = []
         self.notes: list[str] = []
 
 
@@ -63,20 +67,36 @@ def carry(
     if policy is CarryPolicy.NONE:
         return carried
     small: list[bytes] = []
-    for path in sorted(ignored):
+    for path in sorted(_narrowed(root, ignored)):
         place = path.rstrip(b"/")
         if os.path.lexists(os.path.join(os.fsencode(root), place, b".git")):
             carried.notes.append(f"ignored repository not carried: {os.fsdecode(place)}")
             continue
         carried.paths.append(place)
+        if policy is CarryPolicy.LIVE and path.endswith(b"/"):
+            carried.live.append(place)
+            small.append(place)
+            continue
         layer = path.endswith(b"/") and _large(layout, root, place, policy, tell)
         if layer:
             carried.layers.append(layer)
         else:
             small.append(place)
     if small:
-        carried.layers.append(_small(layout, root, small, policy))
+        carried.layers.append(_small(layout, root, small, carried.live))
     return carried
+
+
+def _narrowed(root: str, ignored: Iterable[bytes]) -> list[bytes]:
+    """The paths that `.worktreeinclude` names, where there is one; its syntax is that of .gitignore."""
+    try:
+        rules = read_bytes(f"{root}/.worktreeinclude").decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return list(ignored)
+    from pathspec import GitIgnoreSpec  # 20 ms that only such a repository pays
+
+    wanted = GitIgnoreSpec.from_lines(rules.split("\n"))
+    return [path for path in ignored if wanted.match_file(os.fsdecode(path))]
 
 
 def _large(
@@ -99,17 +119,19 @@ def _large(
     return layer
 
 
-def _small(layout: Layout, root: str, paths: Sequence[bytes], policy: CarryPolicy) -> str:
-    """One layer of all that is small, named by what lstat says of each file."""
-    facts = []
+def _small(layout: Layout, root: str, paths: Sequence[bytes], live: Sequence[bytes]) -> str:
+    """One layer of all that is small, named by what lstat says of each file; of what is live just the place."""
+    facts = [b"live", *live]
     for path in paths:
-        for place in _below(os.path.join(os.fsencode(root), path)):
+        for place in [] if path in live else _below(os.path.join(os.fsencode(root), path)):
             info = os.lstat(place)
             facts.append(b"%s %d %d %d" % (place, info.st_mtime_ns, info.st_size, info.st_ino))
-    layer = f"carried/{_digest([policy.value.encode(), *facts])}"
+    layer = f"carried/{_digest(facts)}"
     if not os.path.isdir(f"{layout.root}/{layer}"):
         # Single files are copied: an editor that saves in place would show through a hard link.
-        _freeze(layout, root, layer, paths, CarryPolicy.REFLINK)
+        _freeze(layout, root, layer, [path for path in paths if path not in live], CarryPolicy.REFLINK)
+        for path in live:
+            _make_parents(os.fsencode(root), os.fsencode(f"{layout.root}/{layer}"), path)
     return layer
 
 
@@ -164,11 +186,13 @@ def _freeze(layout: Layout, root: str, layer: str, paths: Sequence[bytes], polic
     place = f"{layout.root}/{layer}"
     aside = f"{layout.carried}/.{os.getpid()}-{os.path.basename(layer)}"
     remove_tree(aside)
+    _make_parents(os.fsencode(root), os.fsencode(aside), b"")
     for path in paths:
         parent = os.path.dirname(path)
         _make_parents(os.fsencode(root), os.fsencode(aside), parent)
         source, target = os.path.join(os.fsencode(root), path), os.path.join(os.fsencode(aside), parent)
-        # cp goes at the kernel's speed; where a link is refused (another owner, another disk) the copy fills the gap.
+        # cp goes at the kernel's speed; where a link is refused (another owner, another disk) the copy fills
+        # the gap.
         linked = policy is CarryPolicy.LINK and _spawn(b"cp", b"-al", b"--", source, target) == 0
         if not linked:
             _spawn(b"cp", b"-a", b"--no-clobber", b"--reflink=auto", b"--", source, target)

@@ -1,7 +1,7 @@
 """The user's uncommitted changes: found by one `git status`, copied into a layer, recorded as a commit.
 
-Nothing here touches the user's index or files: git works on a copy of the index, and on the copied files, so that the
-commit and the layer hold the same bytes while the user goes on typing.
+Nothing here touches the user's index or files: git works on a copy of the index, and on the copied files, so
+that the commit and the layer hold the same bytes while the user goes on typing.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def record_dirty(repository: Repository, changed: list[bytes], layer: str, messa
     try:
         commit = _commit(repository, changed, layer, message)
     finally:
-        os.rmdir(f"{layer}/.git")
+        remove_tree(f"{layer}/.git")
     for place in _marks(target, gone):
         write_whiteout(None, place)
     return commit
@@ -97,7 +97,8 @@ def _copy(source: bytes, target: bytes, path: bytes) -> bool:
         shutil.copy2(here, there, follow_symlinks=False)
     except OSError as err:
         raise StoreError(
-            f"an uncommitted file can't be read: {os.fsdecode(path)}: {err.strerror}", hint="or: --dirty ignore"
+            f"an uncommitted file can't be read: {os.fsdecode(path)}: {err.strerror}",
+            hint="or: --dirty ignore",
         ) from err
     return True
 
@@ -134,7 +135,9 @@ def _commit(repository: Repository, changed: list[bytes], layer: str, message: s
         return answer.decode().strip()
 
     # Conflicted entries first: `--force-remove` and then add makes one stage of three.
-    on_copy("update-index", "--add", "--remove", "-z", "--stdin", data=b"".join(path + b"\0" for path in changed))
+    on_copy(
+        "update-index", "--add", "--remove", "-z", "--stdin", data=b"".join(path + b"\0" for path in changed)
+    )
     tree = on_copy("write-tree")
     parents = ["-p", repository.head] if repository.head else []
     if tree == EMPTY_TREE and not parents:

@@ -1,8 +1,8 @@
 """Frozen trees: a full copy of one git tree, or a delta over one that is at hand. O(files) once, then O(diff).
 
-The content comes from git's objects, so that it is right by construction while the user goes on editing; the times
-come from his checkout where a file is clean there, so that incremental builds stay warm. (Copying the checkout in
-Python took twice as long at 100,000 files, and every file had to be hashed to know what it was.)
+The content comes from git's objects, so that it is right by construction while the user goes on editing; the
+times come from his checkout where a file is clean there, so that incremental builds stay warm. (Copying the
+checkout in Python took twice as long at 100,000 files, and every file had to be hashed to know what it was.)
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import os
 import shutil
 
 from overlayrun.bases.index import restat
-from overlayrun.bases.stack import LONGEST_CHAIN, stack_of
+from overlayrun.bases.stack import BOOT, LONGEST_CHAIN, stack_of
 from overlayrun.errors import StoreError
-from overlayrun.files import remove_tree
+from overlayrun.files import remove_tree, write_whole
 from overlayrun.layers.marks import write_whiteout
 from overlayrun.model import EMPTY_TREE, TreeId
 from overlayrun.store.git import git
+from overlayrun.workspace.record import boot_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ def freeze(layout: Layout, repository: Repository, tree: TreeId, tell: Callable[
     return stack_of(layout, tree)
 
 
+def remake(layout: Layout, repository: Repository, layer: str) -> None:
+    """Make a layer again under its name: a power cut may have torn it."""
+    old, _, new = os.path.basename(layer).rpartition("-")
+    remove_tree(f"{layout.root}/{layer}")
+    below = TreeId(old) if old else None
+    _make(layout, repository, below, TreeId(new), _changes(repository, below, TreeId(new)) if below else [])
+
+
 def _nearest(layout: Layout) -> TreeId | None:
     """The frozen tree that was made last, if another layer may lie on it."""
     made = [
@@ -73,13 +82,29 @@ def _nearest(layout: Layout) -> TreeId | None:
 
 def _changes(repository: Repository, old: TreeId, new: TreeId) -> list[tuple[str, bytes]]:
     """(status letter, path) of everything that differs, directories that came or went included."""
-    answer = git(["diff-tree", "-r", "-t", "-z", "--no-renames", "--name-status", old, new], git_dir=repository.git_dir)
-    fields = answer.split(b"\0")
+    answer = git(["diff-tree", "-r", "-t", "-z", "--no-renames", "--name-status", old, new],
+    git_dir=repository.git_dir) fields = answer.split(b"\0")
     return [(letter.decode(), path) for letter, path in zip(fields[::2], fields[1::2], strict=False)]
 
 
+def write_layer(repository: Repository, old: TreeId, new: TreeId, place: str, scratch: str) -> None:
+    """Fill the directory `place` with the layer that turns `old` into `new`; neither tree need be frozen.
+
+    scratch: a directory of ours for git's index, on the same file system.
+    """
+    index = f"{scratch}/index"
+    if os.path.exists(index):
+        os.unlink(index)
+    env = {"GIT_INDEX_FILE": index, "GIT_OPTIONAL_LOCKS": "1"}
+    git(["-c", "index.version=2", "read-tree", old], git_dir=repository.git_dir, env=env)
+    _check_out(repository, [old, new], place, index)
+    _mark_deleted(place, _changes(repository, old, new))
+    os.unlink(index)
+
+
 def _make(
-    layout: Layout, repository: Repository, old: TreeId | None, new: TreeId, changes: Sequence[tuple[str, bytes]]
+    layout: Layout, repository: Repository, old: TreeId | None, new: TreeId, changes: Sequence[tuple[str,
+    bytes]]
 ) -> None:
     place = layout.layer(old, new) if old else layout.base(new)
     aside = os.path.join(os.path.dirname(place), f".{os.getpid()}-{os.path.basename(place)}")
@@ -87,9 +112,12 @@ def _make(
     try:
         for directory in ("tree/.git", "git/objects/info", "git/objects/pack", "git/refs/heads", "git/info"):
             os.makedirs(f"{aside}/{directory}")
-        _check_out(layout, repository, old, new, aside)
+        if old:
+            shutil.copyfile(f"{layout.root}/{stack_of(layout, old)[0]}/git/index", f"{aside}/git/index")
+        _check_out(repository, [old, new] if old else [new], f"{aside}/tree", f"{aside}/git/index")
         _mark_deleted(f"{aside}/tree", changes)
         _keep_times(repository, new, aside, {path for letter, path in changes if letter != "D"} if old else None)
+        write_whole(f"{aside}/{BOOT}", boot_id().encode(), durable=False)
         os.rename(aside, place)
     except OSError as err:
         if not os.path.isdir(place):  # else another run was faster, with the same content
@@ -98,21 +126,17 @@ def _make(
         remove_tree(aside)
 
 
-def _check_out(layout: Layout, repository: Repository, old: TreeId | None, new: TreeId, aside: str) -> None:
-    trees = [new]
-    if old:
-        trees = [old, new]
-        # The index of the tree below keeps the stat data of everything that the delta does not touch.
-        shutil.copyfile(f"{layout.root}/{stack_of(layout, old)[0]}/git/index", f"{aside}/git/index")
+def _check_out(repository: Repository, trees: Sequence[TreeId], place: str, index: str) -> None:
+    """Let git write a tree, or what differs between two, and their index.
+
+    With two trees the index is that of the first; its stat data of everything that is the same in both is
+    kept.
+    """
     settings = [word for setting in (*_SAFE, *_no_filters(repository)) for word in ("-c", setting)]
-    command = [*settings, f"--work-tree={aside}/tree", "read-tree", "--reset", "-u", *trees]
+    command = [*settings, f"--work-tree={place}", "read-tree", "--reset", "-u", *trees]
+    env = {"GIT_INDEX_FILE": index, "GIT_OPTIONAL_LOCKS": "1"}
     try:
-        git(
-            command,
-            git_dir=repository.git_dir,
-            cwd=f"{aside}/tree",
-            env={"GIT_INDEX_FILE": f"{aside}/git/index", "GIT_OPTIONAL_LOCKS": "1"},
-        )
+        git(command, git_dir=repository.git_dir, cwd=place, env=env)
     except StoreError as err:
         raise StoreError(
             f"git could not check the tree out: {err.details or err.brief}",
@@ -159,7 +183,8 @@ def _keep_times(repository: Repository, tree: TreeId, aside: str, paths: set[byt
     Content of a filter driver's files (LFS) comes from the checkout too: no filter ran.
     """
     source, target = os.fsencode(repository.root), os.fsencode(f"{aside}/tree")
-    # The porcelain, because it looks into files whose stat data alone differs; a plumbing diff-index does not.
+    # The porcelain, because it looks into files whose stat data alone differs; a plumbing diff-index does
+    # not.
     comparison = ["diff", "--name-only", "-z", "--no-renames", "--no-ext-diff", "--ignore-submodules", tree]
     listed = git(comparison, cwd=repository.root)
     changed = set(listed.split(b"\0"))

@@ -1,7 +1,7 @@
 """The command's own `.git`: HEAD, refs, index and configuration of its own; the history read-only through alternates.
 
-It holds no credential, no hook and no path back to the real one. Its index comes from the frozen tree; what is
-written here is small and lies in the upper layer of the `.git` mount.
+It holds no credential, no hook and no path back to the real one. Its index comes from the frozen tree; what
+is written here is small and lies in the upper layer of the `.git` mount.
 """
 
 from __future__ import annotations
@@ -59,14 +59,18 @@ def write_git_directory(
     files = {
         "HEAD": f"ref: {head}\n",
         "config": _configuration(repository),
-        "packed-refs": "".join(f"{line}\n" for line in sorted(lines, key=lambda line: line.partition(" ")[2])),
+        "packed-refs": "".join(
+            f"{line}\n" for line in sorted(lines, key=lambda line: line.partition(" ")[2])
+        ),
         "objects/info/alternates": f"{objects}\n",
     }
     for name, text in files.items():
         write_whole(f"{place}/{name}", text.encode("utf-8", "surrogateescape"), durable=False, mode=0o644)
     for name in ("info/exclude", "info/attributes", "shallow"):
         try:
-            write_whole(f"{place}/{name}", read_bytes(f"{repository.common_dir}/{name}"), durable=False, mode=0o644)
+            write_whole(
+                f"{place}/{name}", read_bytes(f"{repository.common_dir}/{name}"), durable=False, mode=0o644
+            )
         except FileNotFoundError:
             continue
 
@@ -98,7 +102,9 @@ def _configuration(repository: Repository) -> str:
         lines.append(f'[{section}]\n\t{key} = "{quoted}"\n')
     for name, _, value in pairs:
         if name.startswith("remote.") and name.endswith(".url"):
-            remote = name.removeprefix("remote.").removesuffix(".url").replace("\\", "\\\\").replace('"', '\\"')
+            remote = (
+                name.removeprefix("remote.").removesuffix(".url").replace("\\", "\\\\").replace('"', '\\"')
+            )
             lines.append(f'[remote "{remote}"]\n\turl = "{_without_credentials(value)}"\n')
     return "".join(lines)
 

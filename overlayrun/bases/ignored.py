@@ -1,6 +1,7 @@
 """The user's ignored files without a `git status`: remembered, and checked by the times of his directories.
 
-On the launch path with `--dirty ignore`: at 100,000 files in 2,000 directories the check costs 4 ms, git's walk 100.
+On the launch path with `--dirty ignore`: at 100,000 files in 2,000 directories the check costs 4 ms, git's
+walk 100.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def restat(index: str, tree: bytes, chosen: Container[bytes] | None, touch: Call
     body = memoryview(data)[:-20]
     data[-20:] = hashlib.sha1(body, usedforsecurity=False).digest()
     body.release()
-    write_whole(index, data, durable=False)
+    write_whole(index, bytes(data), durable=False)
 
 
 def _store(data: bytearray, offset: int, path: bytes) -> None:

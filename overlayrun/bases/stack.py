@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 
+from overlayrun.files import read_bytes
 from overlayrun.model import TreeId
+from overlayrun.workspace.record import boot_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Final
 
     from overlayrun.workspace.layout import Layout
 
 # Looking a name up costs about 1 µs a layer.
 LONGEST_CHAIN: Final = 8
+BOOT: Final = "boot"  # file that names the boot in which a layer was made
 _SYNCED: Final = "synced"
 
 
@@ -35,6 +39,19 @@ def _delta_to(layout: Layout, tree: TreeId) -> str | None:
     except FileNotFoundError:
         return None
     return next((name for name in names if name.endswith(f"-{tree}") and not name.startswith(".")), None)
+
+
+def doubtful(layout: Layout, stack: Sequence[str]) -> list[str]:
+    """Layers that a power cut may have torn: made in another boot, and never known to have reached the disk."""
+    waiting = [layer for layer in stack if not is_synced(layout, layer)]
+    return [layer for layer in waiting if _boot_of(layout, layer) != boot_id()]
+
+
+def _boot_of(layout: Layout, layer: str) -> str | None:
+    try:
+        return read_bytes(f"{layout.root}/{layer}/{BOOT}").decode()
+    except FileNotFoundError:
+        return None
 
 
 def is_synced(layout: Layout, layer: str) -> bool:

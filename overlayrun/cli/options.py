@@ -120,6 +120,7 @@ def _take(given: dict[str, Any], option: Option, value: str) -> None:
         converted = option.convert(value)
     except ValueError as err:
         raise UsageError(
-            f"{option.flags[-1]} can't be {value!r}", hint=f"it takes {option.metavar}, see: overlayrun run --help"
+            f"{option.flags[-1]} can't be {value!r}", hint=f"it takes {option.metavar}, see: overlayrun run
+            --help"
         ) from err
     given[option.name] = [*given.get(option.name, ()), converted] if option.many else converted

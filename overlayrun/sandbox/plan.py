@@ -88,6 +88,7 @@ class View:
 
     stack, git_stack: lower layers of the tree and of its `.git`, top first. masked: directories to be hidden.
     home_lowers: None where HOME needs no view of its own. submounts: mounts below HOME.
+    live: (path, upper, work) of ignored directories that show the user's own.
     passed: directories that the command shares with the host, read-write. binds: (source, writable) of the
     user's.
     """
@@ -99,6 +100,7 @@ class View:
         "home",
         "home_lowers",
         "home_upper",
+        "live",
         "masked",
         "name_servers",
         "objects",
@@ -125,6 +127,7 @@ class View:
         self.home_lowers: list[str] | None = None
         self.home_upper = ""
         self.submounts: list[str] = []
+        self.live: list[tuple[str, str, str]] = []
         self.passed: list[str] = []
         self.binds: list[tuple[str, bool]] = []
         self.name_servers: str | None = None
@@ -144,7 +147,8 @@ def sandbox_plan(view: View) -> list[Layer]:
     tree = Overlay("workspace", view.root, view.stack, view.upper, f"{view.work}/tree")
     git = Overlay("private .git", f"{view.root}/.git", view.git_stack, view.git_upper, f"{view.work}/git")
     tree.volatile = git.volatile = True
-    layers += [tree, git, Bind("history", view.objects, OBJECTS)]
+    live = [Overlay("live directory", path, [path], upper, work) for path, upper, work in view.live]
+    layers += [tree, git, *live, Bind("history", view.objects, OBJECTS)]
     if view.sockets:
         layers.append(Bind("control socket", view.sockets, CONTROL))
     layers += [Bind("agent state", path, path, writable=True) for path in view.passed]

@@ -131,7 +131,9 @@ def _parse(answer: bytes) -> Merged:
         concerned, kind, text = words[at + 1 : at + 1 + count], words[at + 1 + count], words[at + 2 + count]
         messages.append(text.decode("utf-8", "replace").strip())
         if kind.startswith(_PREFIX.encode()):
-            word = kind.decode().removeprefix(_PREFIX).rstrip(")")
+            # The machine-readable word calls this one "contents" as well.
+            is_double = text.startswith(b"CONFLICT (add/add)")
+            word = "add/add" if is_double else kind.decode().removeprefix(_PREFIX).rstrip(")")
             kinds |= {path: kinds.get(path, word) for path in concerned}
         at += 3 + count
     # A conflict may name only the path a file had before a rename; both count.

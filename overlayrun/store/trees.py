@@ -44,13 +44,15 @@ def parse_tree(data: bytes) -> Entries:
 
 def format_tree(entries: Mapping[bytes, Entry]) -> bytes:
     """Raw tree object of `entries`, in git's order (a directory sorts as if its name ended in a slash)."""
-    keys = sorted(entries, key=lambda name: name + b"/" if is_tree(entries[name]) else name)
-    return b"".join(b"%b %b\0%b" % (entries[name][0], name, entries[name][1]) for name in keys)
+    rows = sorted(
+        (name + b"/" if is_tree(entry) else name, name, entry[0], entry[1]) for name, entry in entries.items()
+    )
+    return b"".join(b"%b %b\0%b" % (mode, name, oid) for _, name, mode, oid in rows)
 
 
 def is_tree(entry: Entry | None) -> bool:
     """Whether an entry is a directory; old tools wrote its mode with a leading zero."""
-    return entry is not None and entry[0].lstrip(b"0") == TREE
+    return entry is not None and entry[0] in (TREE, b"040000")
 
 
 def count_changes(read: ReadTree, old: bytes | None, new: bytes | None) -> ChangeCount:

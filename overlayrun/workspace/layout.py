@@ -21,6 +21,11 @@ class Layout:
         self.root = root
 
     @property
+    def lock(self) -> str:
+        """File whose flock `gc` takes alone, and everybody who is choosing layers shares."""
+        return f"{self.root}/lock"
+
+    @property
     def bases(self) -> str:
         """Frozen full trees, one directory a git tree."""
         return f"{self.root}/bases"
@@ -107,9 +112,13 @@ class WorkspaceLayout:
         return f"{self.root}/sockets"
 
     @property
-    def runs(self) -> str:
-        """Reports of the runs."""
-        return f"{self.root}/runs"
+    def kept(self) -> str:
+        """Upper layers that were put aside, never removed but by `gc` and `rm`."""
+        return f"{self.root}/kept"
+
+    def live(self, number: int) -> str:
+        """What the command changed in the carried directory `number` of those that are shown live."""
+        return f"{self.root}/live/{number}"
 
 
 def state_directory(common_dir: str) -> str:
@@ -147,9 +156,15 @@ def open_state(common_dir: str) -> Layout:
 
 
 def _make(layout: Layout) -> None:
-    if os.path.lexists(layout.root):
-        return
-    os.makedirs(os.path.dirname(layout.root), exist_ok=True)
-    os.mkdir(layout.root, 0o700)
+    if not os.path.lexists(layout.root):
+        os.makedirs(os.path.dirname(layout.root), exist_ok=True)
+        _mkdir(layout.root)
     for directory in (layout.bases, layout.layers, layout.carried, layout.workspaces):
-        os.mkdir(directory, 0o700)
+        _mkdir(directory)
+
+
+def _mkdir(path: str) -> None:
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:  # the usual case, and another first run at the same time
+        pass

@@ -48,3 +48,10 @@ def is_locked(path: str) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def share(path: str) -> int:
+    """Hold a lock together with others, waiting for one who has it alone; returns its descriptor."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    return fd

@@ -70,6 +70,7 @@ class Record:
         "home",
         "id",
         "last_run",
+        "live",
         "profile",
         "prompt",
         "reset_index",
@@ -99,6 +100,7 @@ class Record:
         self.reset_index = False
         self.throwaway = False
         self.last_run: Run | None = None
+        self.live: list[str] = []
 
     @property
     def is_open(self) -> bool:

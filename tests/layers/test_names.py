@@ -25,7 +25,7 @@ BARRED = [
         ".g\u200dit",
         "\ufeff.git",
         ".git\u202e",
-        ".g\u206fi\u2067t"[:6] + "t",
+        ".g\u206fit",
         "x\\.git",
         ".git\\x",
     ),
@@ -39,7 +39,7 @@ FINE = [
         "..git",
         ".git-",
         "a.git",
-        ".gı\u0307t",
+        ".g\u0131t",
         ".gïT",
         "x:.git",
         ".",
@@ -59,7 +59,7 @@ def _fsck(path: Path, name: bytes) -> str:
     return (done.stdout + done.stderr).decode()
 
 
-@pytest.mark.parametrize("name", BARRED[:-4] + BARRED[-2:])
+@pytest.mark.parametrize("name", BARRED)
 def test_what_fsck_calls_dotgit_is_barred(tmp_path: Path, name: str) -> None:
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     assert "hasDotgit" in _fsck(tmp_path, name.encode())

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import random
 import struct
 import subprocess
@@ -83,10 +82,14 @@ def test_a_file_that_shrinks_is_cut_off_again(repo: Path, tmp_path: Path) -> Non
 
 
 def test_an_error_leaves_no_files(repo: Path) -> None:
-    with pytest.raises(ZeroDivisionError), ObjectWriter(_objects(repo)) as writer:
-        for number in range(LOOSE_LIMIT + 5):
-            writer.add(b"blob", str(number).encode())
-        raise ZeroDivisionError
+    def fail() -> None:
+        with ObjectWriter(_objects(repo)) as writer:
+            for number in range(LOOSE_LIMIT + 5):
+                writer.add(b"blob", str(number).encode())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert not [path for path in Path(_objects(repo)).rglob("*") if path.is_file()]
 
 
@@ -101,14 +104,3 @@ def test_offsets_beyond_two_gigabytes_go_to_the_second_table() -> None:
     large = struct.unpack(">2Q", index[at + 4 * count : at + 4 * count + 16])
     assert small == (12, 0x7FFFFFFF, 0x80000000, 0x80000001)
     assert large == (0x80000000, 0x123456789A)
-
-
-@pytest.mark.skipif(os.getuid() == 0, reason="root writes everywhere")
-def test_a_store_that_refuses_leaves_no_files(repo: Path) -> None:
-    os.chmod(_objects(repo), 0o500)
-    try:
-        with pytest.raises(OSError, match="denied"), ObjectWriter(_objects(repo)) as writer:
-            writer.add(b"blob", b"1")
-            writer.finish()
-    finally:
-        os.chmod(_objects(repo), 0o700)

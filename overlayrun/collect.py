@@ -1,0 +1,143 @@
+"""`gc`: what of the state can go, found as values, then removed. Work that is nowhere else is never on the list."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from overlayrun.errors import WorkspaceBusy
+from overlayrun.files import disk_usage, remove_tree
+from overlayrun.removal import drop
+from overlayrun.store.refs import branch_ref, is_ancestor
+from overlayrun.store.repo import Repo
+from overlayrun.workspace.catalogue import records
+from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.lock import is_locked, lock
+from overlayrun.workspace.record import Record
+
+DAY: Final = 86_400.0
+HALF_MADE: Final = 3600.0  # seconds after which nobody is still making it
+KEPT: Final = 30 * DAY
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """Something that can go. size: bytes on the disk. record: of a workspace; its branch stays."""
+
+    path: str
+    size: int
+    why: str
+    record: Record | None = None
+
+
+def garbage(layout: Layout, *, max_age: float = 14 * DAY, max_size: int | None = None) -> list[Garbage]:
+    """What can go: leftovers, layers that no workspace stands on, landed workspaces that nobody used for `max_age`.
+
+    max_age: seconds. max_size: bytes; while the state is larger, younger layers and landed workspaces go too,
+    the longest unused first.
+    """
+    known = list(records(layout))
+    found = [*_leftovers(layout), *_throwaways(layout, known), *_kept(layout, known)]
+    cutoff = time.time() - max_age
+    spare: list[tuple[float, Garbage]] = []
+    for used, item in [*_layers(layout, known), *_landed(layout, known)]:
+        if used < cutoff:
+            found.append(item)
+        else:
+            spare.append((used, item))
+    if max_size is not None:
+        excess = disk_usage(layout.root) - sum(item.size for item in found) - max_size
+        for _, item in sorted(spare, key=lambda pair: pair[0]):
+            if excess <= 0:
+                break
+            found.append(item)
+            excess -= item.size
+    return found
+
+
+def _leftovers(layout: Layout) -> Iterator[Garbage]:
+    """Directories that a killed process was making or removing."""
+    for place in (layout.bases, layout.layers, layout.carried, layout.workspaces):
+        for entry in os.scandir(place):
+            half = entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            if half and time.time() - entry.stat().st_mtime > HALF_MADE:
+                yield Garbage(entry.path, disk_usage(entry.path), "left by a killed process")
+
+
+def _throwaways(layout: Layout, known: list[Record]) -> Iterator[Garbage]:
+    for record in known:
+        place = layout.workspace(record.id)
+        if record.throwaway and not is_locked(place.lock):
+            yield Garbage(place.root, disk_usage(place.root), "a throwaway that was killed", record)
+
+
+def _kept(layout: Layout, known: list[Record]) -> Iterator[Garbage]:
+    for record in known:
+        place = layout.workspace(record.id)
+        for entry in os.scandir(place.kept) if os.path.isdir(place.kept) else ():
+            if time.time() - entry.stat().st_mtime > KEPT:
+                yield Garbage(entry.path, disk_usage(entry.path), f"put aside when {record.branch} was
+                restored")
+
+
+def _layers(layout: Layout, known: list[Record]) -> Iterator[tuple[float, Garbage]]:
+    """(last use, layer) of every frozen layer that no workspace and no other layer stands on."""
+    needed = {layer for record in known for layer in (*record.stack, *record.carried_layers)}
+    below = {name.partition("-")[0] for name in os.listdir(layout.layers)}
+    for kind in ("bases", "layers", "carried"):
+        for entry in os.scandir(f"{layout.root}/{kind}"):
+            name = f"{kind}/{entry.name}"
+            tree = entry.name.rpartition("-")[2]
+            stood_on = name in needed or (kind != "carried" and tree in below)
+            if entry.name.startswith(".") or not entry.is_dir() or stood_on:
+                continue
+            yield entry.stat().st_mtime, Garbage(entry.path, disk_usage(entry.path), "no workspace stands on
+            it")
+
+
+def _landed(layout: Layout, known: list[Record]) -> Iterator[tuple[float, Garbage]]:
+    for record in known:
+        place = layout.workspace(record.id)
+        if record.throwaway or record.is_open or is_locked(place.lock) or not has_landed(record):
+            continue
+        used = record.last_run.ended if record.last_run and record.last_run.ended else record.created
+        yield used, Garbage(place.root, disk_usage(place.root), f"branch {record.branch} has landed", record)
+
+
+def has_landed(record: Record) -> bool:
+    """Whether all of the branch is in its target: computed from the commits."""
+    repo = Repo(record.common_dir)
+    tip = repo.ref(branch_ref(record.branch))
+    target = repo.ref(f"refs/heads/{record.target}") if record.target else None
+    return tip is not None and target is not None and is_ancestor(record.common_dir, tip, target)
+
+
+def collect(layout: Layout, items: list[Garbage]) -> int:
+    """Remove what `garbage` found, less what somebody has begun to use since; bytes that came free."""
+    freed = 0
+    alone = lock(layout.lock)
+    try:
+        needed = {layer for record in records(layout) for layer in (*record.stack, *record.carried_layers)}
+        for item in items:
+            if os.path.relpath(item.path, layout.root) in needed:
+                continue
+            if item.record is not None and not _drop(layout, item.record):
+                continue
+            remove_tree(item.path)
+            freed += item.size
+    finally:
+        os.close(alone)
+    return freed
+
+
+def _drop(layout: Layout, record: Record) -> bool:
+    try:
+        held = lock(layout.workspace(record.id).lock)
+    except (WorkspaceBusy, FileNotFoundError):
+        return False
+    drop(layout, record, branch=False)
+    os.close(held)
+    return True

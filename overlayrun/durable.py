@@ -1,0 +1,40 @@
+"""What a volatile mount leaves to the page cache is flushed after the run, while the user types on."""
+
+from __future__ import annotations
+
+import os
+
+from overlayrun.bases.stack import is_synced, mark_synced
+from overlayrun.files import write_whole
+from overlayrun.kernel import syscalls
+from overlayrun.recover import sync_stamp, synced_mark
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from overlayrun.workspace.layout import Layout
+    from overlayrun.workspace.record import Record
+
+
+def sync_in_background(layout: Layout, record: Record) -> None:
+    """Flush the state's file system in a process of its own, then note that upper and layers are on the disk.
+
+    It holds neither the lock nor the user's streams, so that nobody waits for it. Killed, it leaves no note,
+    and a power cut then means a rebuild from the last snapshot.
+    """
+    if os.fork():
+        return
+    try:
+        os.setsid()
+        fd = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY)
+        null = os.open("/dev/null", os.O_RDWR)
+        for stream in range(3):
+            os.dup2(null, stream)
+        os.dup2(fd, 3)
+        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+        syscalls.syncfs(3)
+        for layer in record.stack:
+            if not is_synced(layout, layer):
+                mark_synced(layout, layer)
+        write_whole(synced_mark(layout, record), sync_stamp(record), durable=True)
+    finally:
+        os._exit(0)

@@ -1,4 +1,4 @@
-"""`gc`: what of the state can go, found as values, then removed. Work that is nowhere else is never on the list."""
+"""`gc`: what of the state can go, as values, then removed. Work that is nowhere else is never listed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Garbage:
 
 
 def garbage(layout: Layout, *, max_age: float = 14 * DAY, max_size: int | None = None) -> list[Garbage]:
-    """What can go: leftovers, layers that no workspace stands on, landed workspaces that nobody used for `max_age`.
+    """What can go: leftovers, layers that no workspace stands on, landed workspaces not used for `max_age`.
 
     max_age: seconds. max_size: bytes; while the state is larger, younger layers and landed workspaces go too,
     the longest unused first.
@@ -79,8 +79,9 @@ def _kept(layout: Layout, known: list[Record]) -> Iterator[Garbage]:
         place = layout.workspace(record.id)
         for entry in os.scandir(place.kept) if os.path.isdir(place.kept) else ():
             if time.time() - entry.stat().st_mtime > KEPT:
-                yield Garbage(entry.path, disk_usage(entry.path), f"put aside when {record.branch} was
-                restored")
+                yield Garbage(
+                    entry.path, disk_usage(entry.path), f"put aside when {record.branch} was restored"
+                )
 
 
 def _layers(layout: Layout, known: list[Record]) -> Iterator[tuple[float, Garbage]]:
@@ -94,8 +95,10 @@ def _layers(layout: Layout, known: list[Record]) -> Iterator[tuple[float, Garbag
             stood_on = name in needed or (kind != "carried" and tree in below)
             if entry.name.startswith(".") or not entry.is_dir() or stood_on:
                 continue
-            yield entry.stat().st_mtime, Garbage(entry.path, disk_usage(entry.path), "no workspace stands on
-            it")
+            yield (
+                entry.stat().st_mtime,
+                Garbage(entry.path, disk_usage(entry.path), "no workspace stands on it"),
+            )
 
 
 def _landed(layout: Layout, known: list[Record]) -> Iterator[tuple[float, Garbage]]:

@@ -1,4 +1,4 @@
-"""The control socket of a run: one line of JSON asked, one answered, descriptors beside it where they were asked for.
+"""The control socket of a run: one line of JSON asked, one answered, descriptors beside it if wanted.
 
 Two sockets a workspace. `outside` lies in the state directory and hands out the sandbox's namespaces;
 `inside` is what the command sees, and only ever takes a snapshot.

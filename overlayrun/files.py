@@ -89,7 +89,7 @@ def _spawn(*command: str) -> None:
 
 
 def disk_usage(path: str) -> int:
-    """Bytes that a directory takes on the disk; a file with several names counts once, unreadable parts not at all."""
+    """Bytes a directory takes on the disk; a file with several names counts once, unreadable parts never."""
     seen: set[tuple[int, int]] = set()
     total = 0
     for directory, names, files in os.walk(path):

@@ -166,7 +166,7 @@ def _exchange(write_fd: int, read_fd: int, data: bytes) -> bytes:
 
 
 def run_joined(joined: Sequence[int], command: Command, streams: tuple[int, int, int] | None = None) -> None:
-    """In a forked child: enter a sandbox's namespaces, run `command` there, exit with its status; never returns.
+    """In a forked child: enter a sandbox, run `command` there, exit with its status; never returns.
 
     streams: descriptors to become stdin, stdout and stderr.
     """

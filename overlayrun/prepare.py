@@ -1,4 +1,4 @@
-"""Make a workspace, or open the one that a branch has. On the launch path: slow parts are imported where needed."""
+"""Make a workspace, or open the one that a branch has. On the launch path: slow parts are imported late."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 
 class Prepared:
-    """A workspace whose lock we hold. lock: its descriptor. uncommitted: how many of the user's changes came along.
+    """A workspace whose lock we hold.
 
+    lock: its descriptor. uncommitted: how many of the user's changes came along.
     resumed: it was there before. notes: what could not come, for the header.
     """
 
@@ -46,8 +47,11 @@ class Prepared:
 
 
 def open_or_make(
-    repository: Repository, layout: Layout, options: RunOptions, command: Sequence[str], tell:
-    Callable[[str], None]
+    repository: Repository,
+    layout: Layout,
+    options: RunOptions,
+    command: Sequence[str],
+    tell: Callable[[str], None],
 ) -> Prepared:
     """The workspace for a run, locked. tell: called with a line before anything slow.
 
@@ -89,7 +93,9 @@ def _mend(repository: Repository, layout: Layout, record: Record) -> None:
 
 def _refuse_taken(repository: Repository, name: BranchName) -> None:
     if name == repository.branch:
-        raise UsageError(f"branch {name} is checked out in {repository.root}", hint="choose a new name: -b NAME")
+        raise UsageError(
+            f"branch {name} is checked out in {repository.root}", hint="choose a new name: -b NAME"
+        )
     try:
         resolve_commit(repository, branch_ref(name))
     except UsageError:
@@ -101,8 +107,11 @@ def _refuse_taken(repository: Repository, name: BranchName) -> None:
 
 
 def _make(
-    repository: Repository, layout: Layout, options: RunOptions, command: Sequence[str], tell:
-    Callable[[str], None]
+    repository: Repository,
+    layout: Layout,
+    options: RunOptions,
+    command: Sequence[str],
+    tell: Callable[[str], None],
 ) -> Prepared:
     commit, tree = repository.head, repository.head_tree
     if options.base is not None:
@@ -133,8 +142,11 @@ def _make(
 
 
 def _gather(
-    repository: Repository, layout: Layout, options: RunOptions, prepared: Prepared, tell: Callable[[str],
-    None]
+    repository: Repository,
+    layout: Layout,
+    options: RunOptions,
+    prepared: Prepared,
+    tell: Callable[[str], None],
 ) -> None:
     """Fill in the layers: the frozen tree, uncommitted changes, ignored files."""
     record = prepared.record
@@ -155,8 +167,9 @@ def _gather(
 
         seen = look(repository)
         changed, ignored = seen.changed, seen.ignored
-        prepared.notes += [f"not carried: {os.fsdecode(path)}: a repository of its own" for path in
-        seen.left_out]
+        prepared.notes += [
+            f"not carried: {os.fsdecode(path)}: a repository of its own" for path in seen.left_out
+        ]
     if changed:
         _take_dirty(repository, layout, options, prepared, changed)
     if ignored:
@@ -170,12 +183,13 @@ def _take_dirty(
 
     if options.dirty is DirtyPolicy.FAIL:
         raise UsageError(
-            f"{len(changed)} uncommitted changes in {repository.root}", hint="commit them, or: --dirty include"
+            f"{len(changed)} uncommitted changes in {repository.root}",
+            hint="commit them, or: --dirty include",
         )
     record = prepared.record
     place = layout.workspace(record.id).dirty
-    record.dirty = record_dirty(repository, changed, place, "Uncommitted changes when an overlayrun branch
-    began") prepared.uncommitted = len(changed)
+    record.dirty = record_dirty(repository, changed, place, "Uncommitted changes when a branch began")
+    prepared.uncommitted = len(changed)
 
 
 def _take_carried(

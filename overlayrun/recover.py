@@ -1,4 +1,4 @@
-"""After a kill or a power cut: take the snapshot that is missing, or rebuild from the last one. Nothing is thrown away."""
+"""After a kill or a power cut: take the missing snapshot, or rebuild from the last. Nothing is thrown away."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_interrupted(layout: Layout, record: Record) -> bool:
 
 
 def recover_all(repository: Repository, layout: Layout, tell: Callable[[str], None]) -> None:
-    """Recover every interrupted workspace of the repository; one that can't be is told of and left as it is."""
+    """Recover every interrupted workspace; one that can't be is told of and left as it is."""
     from overlayrun.workspace.catalogue import records
 
     for record in records(layout):
@@ -80,7 +80,9 @@ def _reached_disk(layout: Layout, record: Record) -> bool:
         return False
 
 
-def _take_missing(repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]) -> None:
+def _take_missing(
+    repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]
+) -> None:
     from overlayrun.capture import capture
     from overlayrun.idle import idle_sandbox
     from overlayrun.model import SnapshotReason
@@ -94,5 +96,4 @@ def _rebuild(repository: Repository, layout: Layout, record: Record, tell: Calla
     from overlayrun.restore import rebuild
 
     aside = rebuild(repository, layout, record, number=None)
-    tell(f"branch {record.branch} went through a power cut: rebuilt from its last snapshot; the rest is in
-    {aside}")
+    tell(f"branch {record.branch} went through a power cut: rebuilt from its last snapshot; rest: {aside}")

@@ -1,4 +1,4 @@
-"""Remove a workspace: its refs, then its directories. What holds work nowhere else needs the caller's word."""
+"""Remove a workspace: its refs, then its directories. Whether its work is elsewhere, the caller knows."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _SHOWN = 5  # left-out paths
 
 
 def printable(text: str) -> str:
-    """Text from outside, safe for a terminal: every control, bidirectional or undecodable character as an escape."""
+    """Text from outside, safe for a terminal: control and bidirectional characters as escapes."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
@@ -32,7 +32,8 @@ def header(prepared: Prepared, options: RunOptions) -> Iterator[str]:
             f"taken along: {_count(prepared.uncommitted, 'uncommitted change')}, "
             f"{_count(len(record.carried), 'ignored path')}"
         )
-    yield f"overlay at {record.root}; HOME {'private' if record.home == 'private' else 'copy-on-write'}; {_limits(options)}"
+    home = "private" if record.home == "private" else "copy-on-write"
+    yield f"overlay at {printable(record.root)}; HOME {home}; {_limits(options)}"
     for note in prepared.notes:
         yield printable(note)
 
@@ -56,8 +57,9 @@ def summary(record: Record, taken: Snapshot, stat: DiffStat) -> Iterator[str]:
     yield from left_out(taken)
     for note in taken.notes:
         yield printable(note)
-    yield f"next: overlayrun diff {record.branch} | merge {record.branch} | apply {record.branch} | rm
-    {record.branch}"
+    yield "next: overlayrun " + " | ".join(
+        f"{verb} {record.branch}" for verb in ("diff", "merge", "apply", "rm")
+    )
 
 
 def _changed(stat: DiffStat) -> str:

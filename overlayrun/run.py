@@ -1,4 +1,4 @@
-"""A run from start to end: workspace, header, sandbox, supervisor, last snapshot, summary. On the launch path."""
+"""A run from start to end: workspace, header, sandbox, last snapshot, summary. On the launch path."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class _Run:
 
 
 def _touched(upper: str, git_upper: str) -> bool:
-    """Whether the command changed anything, told by names alone: of the tree, or objects of its own repository."""
+    """Whether the command changed anything of the tree or committed, told by names alone."""
     names = set(os.listdir(upper))
     made = set(os.listdir(f"{git_upper}/objects")) | set(os.listdir(git_upper))
     return bool(names - {".git"}) or bool(made - _GIT_NAMES)

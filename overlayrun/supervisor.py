@@ -255,7 +255,7 @@ class Supervisor:
 
 
 def _idle_for() -> float:
-    """Seconds since standard output or error was last written: a terminal's and a file's times tell (8 s coarse)."""
+    """Seconds since standard output or error was last written, by their times (a terminal's: 8 s coarse)."""
     return time.time() - max(os.fstat(fd).st_mtime for fd in (1, 2))
 
 

@@ -1,4 +1,4 @@
-"""The user's terminal: remember its state, take it back when the command leaves it in another. On the launch path."""
+"""The user's terminal: remember its state, and take it back afterwards. On the launch path."""
 
 from __future__ import annotations
 

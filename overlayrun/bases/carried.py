@@ -25,8 +25,10 @@ _OWN_LAYER: Final = 500  # entries
 
 
 class Carried:
-    """paths: below the root, without a final slash. layers: below the state directory. notes: what could not come.
+    """What comes along.
 
+    paths: below the root, without a final slash. layers: below the state directory. notes: what could not
+    come.
     live: those of the paths, all directories, that are to be shown as they are now.
     """
 
@@ -49,7 +51,7 @@ class _Known:
         self.times = times
 
     def holds(self) -> bool:
-        """Whether every directory is as it was: a name that came, went or was replaced changes its directory's time."""
+        """Whether every directory's time is as it was: names that came, went or were replaced change it."""
         try:
             return all(os.lstat(path).st_mtime_ns == time for path, time in self.times)
         except OSError:
@@ -103,7 +105,7 @@ def _large(
     layout: Layout, root: str, path: bytes, policy: CarryPolicy, tell: Callable[[str], None]
 ) -> str | None:
     """Layer of one directory, None if it is small."""
-    note = f"{layout.carried}/{_digest([root.encode('utf-8', 'surrogateescape'), path, policy.value.encode()])}.known"
+    note = f"{layout.carried}/{_digest([os.fsencode(root), path, policy.value.encode()])}.known"
     known = _read_known(note)
     if known is not None and known.holds() and os.path.isdir(f"{layout.root}/{known.layer}"):
         return known.layer
@@ -120,7 +122,7 @@ def _large(
 
 
 def _small(layout: Layout, root: str, paths: Sequence[bytes], live: Sequence[bytes]) -> str:
-    """One layer of all that is small, named by what lstat says of each file; of what is live just the place."""
+    """One layer of all that is small, named by what lstat says of it; of what is live just the place."""
     facts = [b"live", *live]
     for path in paths:
         for place in [] if path in live else _below(os.path.join(os.fsencode(root), path)):

@@ -1,4 +1,4 @@
-"""Frozen trees: a full copy of one git tree, or a delta over one that is at hand. O(files) once, then O(diff).
+"""Frozen trees: a full copy of one git tree, or a delta over one at hand. O(files) once, then O(diff).
 
 The content comes from git's objects, so that it is right by construction while the user goes on editing; the
 times come from his checkout where a file is clean there, so that incremental builds stay warm. (Copying the
@@ -82,8 +82,8 @@ def _nearest(layout: Layout) -> TreeId | None:
 
 def _changes(repository: Repository, old: TreeId, new: TreeId) -> list[tuple[str, bytes]]:
     """(status letter, path) of everything that differs, directories that came or went included."""
-    answer = git(["diff-tree", "-r", "-t", "-z", "--no-renames", "--name-status", old, new],
-    git_dir=repository.git_dir) fields = answer.split(b"\0")
+    command = ["diff-tree", "-r", "-t", "-z", "--no-renames", "--name-status", old, new]
+    fields = git(command, git_dir=repository.git_dir).split(b"\0")
     return [(letter.decode(), path) for letter, path in zip(fields[::2], fields[1::2], strict=False)]
 
 
@@ -103,8 +103,11 @@ def write_layer(repository: Repository, old: TreeId, new: TreeId, place: str, sc
 
 
 def _make(
-    layout: Layout, repository: Repository, old: TreeId | None, new: TreeId, changes: Sequence[tuple[str,
-    bytes]]
+    layout: Layout,
+    repository: Repository,
+    old: TreeId | None,
+    new: TreeId,
+    changes: Sequence[tuple[str, bytes]],
 ) -> None:
     place = layout.layer(old, new) if old else layout.base(new)
     aside = os.path.join(os.path.dirname(place), f".{os.getpid()}-{os.path.basename(place)}")
@@ -116,7 +119,8 @@ def _make(
             shutil.copyfile(f"{layout.root}/{stack_of(layout, old)[0]}/git/index", f"{aside}/git/index")
         _check_out(repository, [old, new] if old else [new], f"{aside}/tree", f"{aside}/git/index")
         _mark_deleted(f"{aside}/tree", changes)
-        _keep_times(repository, new, aside, {path for letter, path in changes if letter != "D"} if old else None)
+        written = {path for letter, path in changes if letter != "D"} if old else None
+        _keep_times(repository, new, aside, written)
         write_whole(f"{aside}/{BOOT}", boot_id().encode(), durable=False)
         os.rename(aside, place)
     except OSError as err:
@@ -145,13 +149,14 @@ def _check_out(repository: Repository, trees: Sequence[TreeId], place: str, inde
 
 
 def _no_filters(repository: Repository) -> list[str]:
-    """Settings that empty every filter driver the user's configuration defines: none runs outside the sandbox."""
+    """Settings that empty every filter driver of the user's: none runs outside the sandbox."""
     names = git(
         ["config", "-z", "--name-only", "--get-regexp", r"^filter\."], git_dir=repository.git_dir, check=False
     )
-    drivers = {name.rpartition(".")[0] for name in names.decode("utf-8", "surrogateescape").split("\0") if name}
+    known = names.decode("utf-8", "surrogateescape").split("\0")
+    drivers = sorted({name.rpartition(".")[0] for name in known if name})
     return [
-        f"{driver}.{key}" for driver in sorted(drivers) for key in ("smudge=", "clean=", "process=", "required=false")
+        f"{driver}.{key}" for driver in drivers for key in ("smudge=", "clean=", "process=", "required=false")
     ]
 
 

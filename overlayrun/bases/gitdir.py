@@ -1,4 +1,4 @@
-"""The command's own `.git`: HEAD, refs, index and configuration of its own; the history read-only through alternates.
+"""The command's own `.git`: HEAD, refs, index and configuration of its own; the history by alternates.
 
 It holds no credential, no hook and no path back to the real one. Its index comes from the frozen tree; what
 is written here is small and lies in the upper layer of the `.git` mount.
@@ -76,7 +76,7 @@ def write_git_directory(
 
 
 def _tags(common_dir: str) -> Iterator[tuple[str, str]]:
-    """Tags, because builds ask `git describe` for a version; read from the files, as a process would cost 4 ms."""
+    """Tags, because builds ask `git describe` for a version; from the files: a process costs 4 ms."""
     try:
         packed = read_bytes(f"{common_dir}/packed-refs").decode("utf-8", "surrogateescape")
     except FileNotFoundError:

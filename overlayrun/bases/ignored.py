@@ -25,7 +25,7 @@ _MARGIN: Final = 20_000_000
 
 
 def known_ignored(repository: Repository, layout: Layout) -> list[bytes]:
-    """Ignored paths below the root, directories with a final slash; no directory that git ignores is entered."""
+    """Ignored paths below the root, directories with a final slash, none below an ignored one."""
     note = f"{layout.carried}/ignored-{repository.root.replace('/', '%')[-200:]}"
     remembered = _read(note)
     if remembered is not None:

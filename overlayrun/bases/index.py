@@ -1,4 +1,4 @@
-"""Stat data of a git index, rewritten in place so that git trusts the frozen files without reading them again.
+"""Stat data of a git index, rewritten so that git trusts the frozen files without reading them again.
 
 Source: gitformat-index(5), "Index entry", version 2.
 """

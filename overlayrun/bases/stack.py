@@ -22,7 +22,7 @@ _SYNCED: Final = "synced"
 
 
 def stack_of(layout: Layout, tree: TreeId) -> list[str]:
-    """Layer directories of a frozen tree below the state directory, topmost first; empty where it is not frozen."""
+    """Layers of a frozen tree below the state directory, topmost first; empty where it is not frozen."""
     chain: list[str] = []
     while not os.path.isdir(layout.base(tree)):
         above = _delta_to(layout, tree)
@@ -42,7 +42,7 @@ def _delta_to(layout: Layout, tree: TreeId) -> str | None:
 
 
 def doubtful(layout: Layout, stack: Sequence[str]) -> list[str]:
-    """Layers that a power cut may have torn: made in another boot, and never known to have reached the disk."""
+    """Layers that a power cut may have torn: made in another boot, not known to have reached the disk."""
     waiting = [layer for layer in stack if not is_synced(layout, layer)]
     return [layer for layer in waiting if _boot_of(layout, layer) != boot_id()]
 

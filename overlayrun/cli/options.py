@@ -61,9 +61,9 @@ RUN_OPTIONS: Final[tuple[Option, ...]] = (
     Option("--dirty", _choice(DirtyPolicy), "What to do with your uncommitted changes.").of(
         DirtyPolicy, DirtyPolicy.INCLUDE
     ),
-    Option("--carry", _choice(CarryPolicy), "How ignored files come along (default: what this disk does best).").of(
-        CarryPolicy
-    ),
+    Option(
+        "--carry", _choice(CarryPolicy), "How ignored files come along (default: what this disk does best)."
+    ).of(CarryPolicy),
     Option("--home", _choice(HomePolicy), "What the command sees as HOME.").of(HomePolicy, HomePolicy.COW),
     Option("--rm", None, "Throwaway: tell what would have changed, keep nothing."),
     Option("--keep", None, "With --rm: keep the branch after all if anything changed."),
@@ -71,7 +71,9 @@ RUN_OPTIONS: Final[tuple[Option, ...]] = (
     Option("--every", "SPAN", "Snapshot this often while something changes; 0 for never.").of(seconds, 30.0),
     Option("--freeze", None, "Stop all processes for the moment of an interval snapshot."),
     Option("--timeout", "SPAN", "End the command after this long.").of(seconds),
-    Option("--idle-timeout", "SPAN", "End the command when it has printed nothing for this long.").of(seconds),
+    Option("--idle-timeout", "SPAN", "End the command when it has printed nothing for this long.").of(
+        seconds
+    ),
     Option("-m/--message", "TEXT", "Message or prompt: it becomes the commit's."),
     Option("--env", "NAME[=VALUE]", "Let a variable in that is withheld, or set one.").repeated(),
     Option("--bind-ro", "PATH", "Show a path of the host that the sandbox hides.").repeated(),
@@ -120,7 +122,7 @@ def _take(given: dict[str, Any], option: Option, value: str) -> None:
         converted = option.convert(value)
     except ValueError as err:
         raise UsageError(
-            f"{option.flags[-1]} can't be {value!r}", hint=f"it takes {option.metavar}, see: overlayrun run
-            --help"
+            f"{option.flags[-1]} can't be {value!r}",
+            hint=f"it takes {option.metavar}, see: overlayrun run --help",
         ) from err
     given[option.name] = [*given.get(option.name, ()), converted] if option.many else converted

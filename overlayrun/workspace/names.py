@@ -9,8 +9,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Final
 
-_WORDS: Final = ["amber", "ash", "basil", "bay", "birch", "brook", "cedar", "clay", "clover", "cobalt",
-"coral", "crane", "dale", "dawn", "delta", "dune", "ember", "fern", "finch", "flint", "fox", "frost", "gale", "glen", "grove", "hazel", "heron", "hill", "iris", "ivy", "jade", "juniper", "kestrel", "lake", "lark", "laurel", "linden", "lotus", "lynx", "maple", "marsh", "meadow", "mint", "moss", "oak", "olive", "onyx", "opal", "orchid", "otter", "pearl", "pine", "plum", "quartz", "quill", "rain", "reed", "ridge", "river", "robin", "rowan", "sage", "sand", "slate", "sorrel", "spruce", "star", "stone", "swan", "teal", "thorn", "thyme", "tide", "topaz", "tulip", "vale", "violet", "wave", "willow", "wren"] _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
+_WORDS: Final = (
+    "amber ash basil bay birch brook cedar clay clover cobalt coral crane dale dawn delta dune ember fern "
+    "finch flint fox frost gale glen grove hazel heron hill iris ivy jade juniper kestrel lake lark "
+    "laurel linden lotus lynx maple marsh meadow mint moss oak olive onyx opal orchid otter pearl pine "
+    "plum quartz quill rain reed ridge river robin rowan sage sand slate sorrel spruce star stone swan "
+    "teal thorn thyme tide topaz tulip vale violet wave willow wren "
+).split()
+_LETTERS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def workspace_id() -> str:
@@ -20,8 +26,9 @@ def workspace_id() -> str:
 
 def branch_names(command: str) -> Iterator[str]:
     """`overlay/<command>-<word>`, each word once in random order, then with a number."""
-    stem = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in os.path.basename(command))
-    stem = stem.strip("-")[:40] or "run"
+    name = os.path.basename(command)
+    plain = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
+    stem = plain.strip("-")[:40] or "run"
     start = int.from_bytes(os.urandom(2), "big")
     for turn in range(10_000):
         word = _WORDS[(start + turn) % len(_WORDS)]

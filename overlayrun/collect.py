@@ -40,7 +40,7 @@ def garbage(layout: Layout, *, max_age: float = 14 * DAY, max_size: int | None =
     the longest unused first.
     """
     known = list(records(layout))
-    found = [*_leftovers(layout), *_throwaways(layout, known), *_kept(layout, known)]
+    found = [*_leftovers(layout), *_throwaways(layout), *_kept(layout, known)]
     cutoff = time.time() - max_age
     spare: list[tuple[float, Garbage]] = []
     for used, item in [*_layers(layout, known), *_landed(layout, known)]:
@@ -67,11 +67,11 @@ def _leftovers(layout: Layout) -> Iterator[Garbage]:
                 yield Garbage(entry.path, disk_usage(entry.path), "left by a killed process")
 
 
-def _throwaways(layout: Layout, known: list[Record]) -> Iterator[Garbage]:
-    for record in known:
-        place = layout.workspace(record.id)
-        if record.throwaway and not is_locked(place.lock):
-            yield Garbage(place.root, disk_usage(place.root), "a throwaway that was killed", record)
+def _throwaways(layout: Layout) -> Iterator[Garbage]:
+    for entry in os.scandir(layout.workspaces):
+        place = layout.workspace(entry.name)
+        if os.path.exists(place.throwaway) and not is_locked(place.lock):
+            yield Garbage(place.root, disk_usage(place.root), "a throwaway that was killed")
 
 
 def _kept(layout: Layout, known: list[Record]) -> Iterator[Garbage]:
@@ -104,7 +104,7 @@ def _layers(layout: Layout, known: list[Record]) -> Iterator[tuple[float, Garbag
 def _landed(layout: Layout, known: list[Record]) -> Iterator[tuple[float, Garbage]]:
     for record in known:
         place = layout.workspace(record.id)
-        if record.throwaway or record.is_open or is_locked(place.lock) or not has_landed(record):
+        if record.is_open or is_locked(place.lock) or not has_landed(record):
             continue
         used = record.last_run.ended if record.last_run and record.last_run.ended else record.created
         yield used, Garbage(place.root, disk_usage(place.root), f"branch {record.branch} has landed", record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from overlayrun.capture import capture, job_of
@@ -36,6 +37,7 @@ def finish(
         record.throwaway = False
         claim(repository, record, record.last_run.command if record.last_run else ["run"])
         record.save(layout.workspace(record.id).record)
+        os.unlink(layout.workspace(record.id).throwaway)
     taken = capture(layout, record, SnapshotReason.EXIT, options.message or record.prompt, live)
     stat = Repo(record.common_dir).diff_stat(taken.start_tree, taken.tree)
     for line in summary(record, taken, stat):

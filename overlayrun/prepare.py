@@ -131,7 +131,7 @@ def _make(
         _gather(repository, layout, options, prepared, tell)
         claim(repository, record, command)
         _fill(repository, layout, record)
-        record.save(place.record, durable=not record.throwaway)
+        keep_record(layout, record)
     except BaseException:
         os.close(held)
         remove_tree(place.root)
@@ -228,6 +228,15 @@ def _first_refs(record: Record) -> Iterator[RefUpdate]:
         yield RefUpdate(base_ref(record.id), record.base, None)
     if record.dirty:
         yield RefUpdate(dirty_ref(record.id), record.dirty, None)
+
+
+def keep_record(layout: Layout, record: Record) -> None:
+    """Write the record; a throwaway has an empty mark instead, by which `gc` knows one that was killed."""
+    place = layout.workspace(record.id)
+    if record.throwaway:
+        os.close(os.open(place.throwaway, os.O_CREAT | os.O_CLOEXEC, 0o600))
+    else:
+        record.save(place.record)
 
 
 def _fill(repository: Repository, layout: Layout, record: Record) -> None:

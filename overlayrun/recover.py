@@ -1,4 +1,4 @@
-"""After a kill or a power cut: take the missing snapshot, or rebuild from the last. Nothing is thrown away."""
+"""After a kill or a power cut: take the missing snapshot, or rebuild from the last. Nothing is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def recover_all(repository: Repository, layout: Layout, tell: Callable[[str], No
     from overlayrun.workspace.catalogue import records
 
     for record in records(layout):
-        if record.throwaway or not is_interrupted(layout, record):
+        if not is_interrupted(layout, record):
             continue
         try:
             held = lock(layout.workspace(record.id).lock)

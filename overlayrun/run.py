@@ -94,7 +94,8 @@ class _Run:
         with LiveSandbox(layers, self._command(argv)) as live:
             # Open only now: a sandbox that could not be made leaves nothing to recover.
             record.last_run = Run(number, argv, boot_id(), time.time())
-            record.save(self.place.record, durable=False)
+            if not record.throwaway:
+                record.save(self.place.record, durable=False)
             for line in header(self.prepared, self.options):
                 quiet(line)
             take = None if record.throwaway else self._taker(live)
@@ -161,7 +162,8 @@ class _Run:
             return
         assert self.record.last_run is not None
         self.record.last_run.ended = time.time()
-        self.record.save(self.place.record, durable=not self.record.throwaway)
+        if not self.record.throwaway:
+            self.record.save(self.place.record)
 
     def _drop(self) -> None:
         from overlayrun.removal import drop

@@ -25,7 +25,10 @@ def path_of(number: int) -> str:
 
 def text_of(number: int, token: str = "") -> str:
     """Content of a sample file: about 500 to 3,500 bytes, different for each number and token."""
-    lines = (f"value_{number}_{line} = {number * 7919 + line}  # {token}\n" for line in range(12 + number * 31 % 90))
+    lines = (
+        f"value_{number}_{line} = {number * 7919 + line}  # {token}\n"
+        for line in range(12 + number * 31 % 90)
+    )
     return f'"""Module {number} {token}."""\n{"".join(lines)}'
 
 

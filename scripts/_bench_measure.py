@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from resource import struct_rusage
 from typing import Final
 
 Samples = dict[str, list[float]]
@@ -61,13 +62,15 @@ class Runner:
         status, usage = _wait(pid)
         ended = time.monotonic_ns()
         if status:
-            raise BenchError(f"{_short(argv)} ended with {os.waitstatus_to_exitcode(status)}: {_last(self._err)}")
+            raise BenchError(
+                f"{_short(argv)} ended with {os.waitstatus_to_exitcode(status)}: {_last(self._err)}"
+            )
         with open(self._out, "rb") as file:
             output = file.read()
         return Spent((ended - began) / 1e6, (usage.ru_utime + usage.ru_stime) * 1e3, output, ended)
 
 
-def _wait(pid: int) -> tuple[int, os.struct_rusage]:  # type: ignore[name-defined]  # typeshed keeps it in resource
+def _wait(pid: int) -> tuple[int, struct_rusage]:
     def give_up(*_: object) -> None:
         os.kill(pid, signal.SIGKILL)
 
@@ -180,7 +183,14 @@ def faster(what: str, files: str, ours: str, peer: str, limit: float | None = No
 def amount(what: str, files: str, ours: str, unit: str, limit: float | None = None) -> Figure:
     """Ours itself is at most `limit`."""
     return Figure(
-        what, files, ours, None, lambda medians: medians[ours], form=f"{{:.0f}} {unit}", limit=limit, unit=unit
+        what,
+        files,
+        ours,
+        None,
+        lambda medians: medians[ours],
+        form=f"{{:.0f}} {unit}",
+        limit=limit,
+        unit=unit,
     )
 
 

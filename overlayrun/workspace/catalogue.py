@@ -38,16 +38,15 @@ def broken(layout: Layout) -> list[str]:
 
 def _names(layout: Layout) -> list[str]:
     try:
-        return [entry.name for entry in os.scandir(layout.workspaces) if not entry.name.startswith(".")]
+        names = [entry.name for entry in os.scandir(layout.workspaces) if not entry.name.startswith(".")]
+        return [name for name in names if not os.path.exists(layout.workspace(name).throwaway)]
     except FileNotFoundError:
         return []
 
 
 def find_exact(layout: Layout, branch: str) -> Record | None:
     """The workspace of a branch, or None."""
-    return next(
-        (record for record in records(layout) if record.branch == branch and not record.throwaway), None
-    )
+    return next((record for record in records(layout) if record.branch == branch), None)
 
 
 def find(layout: Layout, text: str) -> Record:
@@ -55,7 +54,7 @@ def find(layout: Layout, text: str) -> Record:
 
     Raises UsageError that names the candidates otherwise.
     """
-    known = [record for record in records(layout) if not record.throwaway]
+    known = list(records(layout))
     exact = [record for record in known if record.branch == text]
     starts = [record for record in known if record.branch.startswith((text, f"overlay/{text}"))]
     matching = exact or starts

@@ -72,6 +72,11 @@ class WorkspaceLayout:
         return f"{self.root}/record.json"
 
     @property
+    def throwaway(self) -> str:
+        """Mark of a throwaway, which has no record."""
+        return f"{self.root}/throwaway"
+
+    @property
     def lock(self) -> str:
         """File whose flock is held while a run lives."""
         return f"{self.root}/lock"

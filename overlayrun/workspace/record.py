@@ -6,7 +6,6 @@ commits'.
 
 from __future__ import annotations
 
-import json
 import os
 
 from overlayrun.errors import WorkspaceBroken
@@ -109,6 +108,8 @@ class Record:
 
     def save(self, path: str, *, durable: bool = True) -> None:
         """Write the record whole."""
+        import json  # 4 ms that a throwaway saves: it has a mark instead of a record
+
         data = {name: getattr(self, name) for name in self.__slots__}
         data["last_run"] = self.last_run and self.last_run.to_json()
         # surrogateescape bytes of odd paths travel as \udcXX escapes
@@ -117,6 +118,8 @@ class Record:
     @classmethod
     def load(cls, path: str) -> Self:
         """Read a record; raises WorkspaceBroken where it is missing, torn or of a newer version."""
+        import json
+
         try:
             data = json.loads(read_bytes(path))
             if data.pop("version") != VERSION:

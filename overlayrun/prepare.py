@@ -16,6 +16,7 @@ from overlayrun.sandbox.plan import OBJECTS
 from overlayrun.sandbox.profiles import profile_of
 from overlayrun.store.location import resolve_commit
 from overlayrun.store.refs import RefUpdate, base_ref, branch_ref, dirty_ref, parse_branch_name, update_refs
+from overlayrun.view import hide_secrets
 from overlayrun.workspace.catalogue import find_exact, remember_repository
 from overlayrun.workspace.lock import lock, share
 from overlayrun.workspace.names import branch_names, workspace_id
@@ -247,6 +248,8 @@ def _fill(repository: Repository, layout: Layout, record: Record) -> None:
         os.makedirs(directory, mode=0o700)
     # The top of an overlay shows the upper's own mode.
     os.chmod(place.upper, stat.S_IMODE(os.stat(record.root).st_mode))
+    if record.home == "cow":
+        hide_secrets(place.home_upper)
     refs = {}
     if record.target and repository.head:
         refs[f"refs/heads/{record.target}"] = repository.head

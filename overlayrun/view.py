@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 
 from overlayrun.files import remove_tree
 from overlayrun.layers.marks import write_whiteout
@@ -61,7 +62,7 @@ def _show_home(view: View, layout: Layout, record: Record) -> None:
     if record.home == "private":
         return
     view.home_upper = layout.workspace(record.id).home_upper
-    view.home_lowers = [_mask(layout, home), home]
+    view.home_lowers = [home]
     view.submounts = [path for path in _mountpoints() if path.startswith(f"{home}/")]
 
 
@@ -70,24 +71,21 @@ def home_directory() -> str:
     return os.path.realpath(os.environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir)
 
 
-def _mask(layout: Layout, home: str) -> str:
-    """A layer of whiteouts that hides the secrets of HOME, made once."""
-    mask = f"{layout.root}/home-mask"
-    if os.path.isdir(mask):
-        return mask
-    aside = f"{mask}.{os.getpid()}"
-    remove_tree(aside)
+def hide_secrets(upper: str) -> None:
+    """Put whiteouts over the secrets of HOME into a new upper layer of it.
+
+    Into the upper, because a layer of their own would lie inside HOME, which overlayfs refuses as overlapping.
+    """
+    home = home_directory()
     for secret in SECRETS:
         parent = os.path.dirname(secret)
         if parent and os.path.islink(f"{home}/{parent.partition('/')[0]}"):
-            continue  # a directory of the layer would hide the link
-        os.makedirs(f"{aside}/{parent}", exist_ok=True)
-        write_whiteout(None, f"{aside}/{secret}")
-    try:
-        os.rename(aside, mask)
-    except OSError:
-        remove_tree(aside)  # another run was faster
-    return mask
+            continue  # a directory of the upper would hide the link
+        if parent and not os.path.isdir(f"{upper}/{parent}"):
+            os.makedirs(f"{upper}/{parent}")
+            if os.path.isdir(f"{home}/{parent}"):
+                os.chmod(f"{upper}/{parent}", stat.S_IMODE(os.stat(f"{home}/{parent}").st_mode))
+        write_whiteout(None, f"{upper}/{secret}")
 
 
 def _mountpoints() -> list[str]:

@@ -1,9 +1,9 @@
-"""Programs that the benchmark runs in a workspace and in a plain directory alike; they work in the current directory.
+"""Programs that the benchmark runs in a workspace and in a plain directory alike, in the current directory.
 
-_bench_inside.py edit SIZE          print OVERLAYRUN_ID, then change files for each line `COUNT TOKEN`, answering `done`
-_bench_inside.py end SIZE COUNT     change COUNT files, print the monotonic clock in ns, end at once
-_bench_inside.py repeat N ARGV…     run a command N times, print the milliseconds of each
-_bench_inside.py compile SIZE       read up to 2,000 files, write an output for each and rename it; milliseconds
+edit SIZE        print OVERLAYRUN_ID; then for each line `COUNT TOKEN` change files and answer `done`
+end SIZE COUNT   change COUNT files, print the monotonic clock in ns, end at once
+repeat N ARGV…   run a command N times, print the milliseconds of each
+compile SIZE     read up to 2,000 files, write an output for each and rename it; print the milliseconds
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Final
 
 Samples = dict[str, list[float]]
 Lane = Callable[[int], Mapping[str, float]]
-"""One contestant: takes the round's number, gives samples by name. It prepares and cleans up by itself, unmeasured."""
+"""One contestant: takes the round's number, gives samples by name. It prepares and cleans up unmeasured."""
 
 _LONGEST: Final = 900  # seconds that a process may take before the row is given up
 
@@ -44,7 +44,7 @@ class Runner:
         self.environment = environment
         self._out, self._err = f"{directory}/stdout", f"{directory}/stderr"
 
-    def __call__(self, argv: Sequence[str], cwd: str) -> Spent:
+    def __call__(self, argv: list[str], cwd: str) -> Spent:
         """Run a process to its end and measure it; raises BenchError where it fails."""
         for path in (self._out, self._err):
             os.close(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600))
@@ -94,7 +94,7 @@ def _last(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table. ours, peer: names of samples, in `unit`. value: from the medians; limit: its bound."""
+    """One line of the table. ours, peer: names of samples, in `unit`. value: of the medians; limit: its bound."""
 
     what: str
     files: str
@@ -115,7 +115,7 @@ class Figure:
 
 @dataclass(slots=True)
 class Race:
-    """Lanes that take turns, and the figures that come of them. heavy: seconds a round, so that few must do."""
+    """Lanes that take turns, and the figures that come of them. heavy: seconds a round, so few must do."""
 
     lanes: Sequence[Lane]
     figures: Sequence[Figure]

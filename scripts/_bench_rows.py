@@ -25,7 +25,7 @@ _LARGE: Final = 100_000
 _FAR: Final = "refs/bench/far"
 
 
-def _timed(world: World, name: str, argv: Sequence[str], cwd: str) -> Lane:
+def _timed(world: World, name: str, argv: list[str], cwd: str) -> Lane:
     return lambda _: world.run(argv, cwd).named(name)
 
 
@@ -335,7 +335,7 @@ def carried(world: World, size: int) -> Iterator[Race]:
     yield Race(lanes, figures, heavy=True)
 
 
-def _reported(world: World, name: str, argv: Sequence[str], cwd: str) -> Lane:
+def _reported(world: World, name: str, argv: list[str], cwd: str) -> Lane:
     """A lane whose program prints its own milliseconds: the first, then (if there are more) the rest's minimum."""
 
     def lane(_: int) -> Mapping[str, float]:
@@ -380,7 +380,7 @@ def ending(world: World, size: int) -> Iterator[Race]:
     place = world.repository(size)
     idle, changed, floor = "--rm, nothing changed", "-b, 10 files changed", "floor"
 
-    def since(argv: Sequence[str]) -> float:
+    def since(argv: list[str]) -> float:
         spent = world.run(argv, place)
         return (spent.ended - int(spent.output)) / 1e6
 

@@ -1,4 +1,4 @@
-"""The benchmark's scratch directory: an installed overlayrun, sample repositories made once, and their cleaning."""
+"""The benchmark's scratch directory: an installed overlayrun, sample repositories, and their cleaning."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def _environment(home: str) -> dict[str, str]:
 
 
 def _install(root: str) -> None:
-    """Install the checkout, not editable (that slows each start), into `root`/venv; nothing where it is up to date."""
+    """Install the checkout into `root`/venv if that is out of date; not editable, as that slows each start."""
     script = 'set -eu; . "$1/_environment"; prepare_venv ""'
     environment = {**os.environ, "OVERLAYRUN_ENVIRONMENT": root}
     if subprocess.run(["bash", "-c", script, "bash", HERE], env=environment, check=False).returncode:

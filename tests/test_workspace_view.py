@@ -104,12 +104,21 @@ def test_snapshot_follows_a_commit_on_another_local_branch(repo: UserRepo) -> No
     assert repo.show("b", "new") == "x\n"
 
 
-def test_git_directory_can_not_be_removed_or_moved(repo: UserRepo) -> None:
-    out = repo.inside("rm -rf .git 2>&1 | tail -1; mv .git away 2>&1 | tail -1; git status --short 2>&1; test -d .git; echo kept")
+def test_git_directory_can_not_be_moved(repo: UserRepo) -> None:
+    out = repo.inside("mv .git away 2>&1 || true; rmdir .git 2>&1 || true; git status --porcelain; git log --oneline | wc -l")
     assert out.count("busy") == 2
-    assert out.endswith("kept\n")
-    assert (repo.root / ".git/HEAD").exists()
-    assert repo.git("fsck", "--strict") == ""
+    assert out.endswith("2\n")
+
+
+def test_removing_what_is_in_the_git_directory_loses_no_work(repo: UserRepo) -> None:
+    before = repo.picture()
+    done = repo.sh("echo x >new; rm -rf .git 2>&1")
+    assert "busy" in done.out
+    assert "Traceback" not in done.err
+    assert done.code == 1
+    assert repo.show("b", "new") == "x\n"
+    assert repo.picture() == before
+    assert repo.inside("cat new") == "x\n"
 
 
 def test_real_git_directory_is_invisible(repo: UserRepo) -> None:
@@ -119,9 +128,9 @@ def test_real_git_directory_is_invisible(repo: UserRepo) -> None:
     repo.write(".git/hooks/pre-commit", "#!/bin/sh\nexit 1\n", 0o755)
     repo.write(".git/real-mark", "s3cret")
     script = (
-        "git config --list --local; find .git -name pre-commit -o -name real-mark; cat .git/config; ls .git/hooks 2>/dev/null;"
-        "find / -xdev \\( -name real-mark -o -name overlayrun -path '*/.git/*' \\) 2>/dev/null;"
-        "grep -rs s3cret .git /run/overlayrun; echo end"
+        "git config --list --local; find .git -name pre-commit -o -name real-mark; cat .git/config; ls .git/hooks 2>/dev/null || true;"
+        "find / \\( -name real-mark -o -name overlayrun -path '*/.git/*' \\) -not -path '/proc/*' 2>/dev/null || true;"
+        "grep -rs s3cret .git /run/overlayrun || true; echo end"
     )
     out = repo.inside(script)
     assert "s3cret" not in out
@@ -133,7 +142,7 @@ def test_real_git_directory_is_invisible(repo: UserRepo) -> None:
 
 def test_objects_of_the_history_are_read_only(repo: UserRepo) -> None:
     out = repo.inside(
-        "d=$(cat .git/objects/info/alternates); test -d $d; touch $d/x 2>&1; rm -rf $d/?? 2>&1 | head -1; git gc -q --prune=now 2>&1; git log --oneline | wc -l"
+        "d=$(cat .git/objects/info/alternates); test -d $d; touch $d/x 2>&1 || true; rm -rf $d/?? 2>&1 | head -1; git gc -q --prune=now 2>&1 || true; git log --oneline | wc -l"
     )
     assert out.count("Read-only") >= 2
     assert out.splitlines()[-1] == "2"
@@ -176,7 +185,7 @@ def test_devices_are_the_harmless_ones(repo: UserRepo) -> None:
 
 
 def test_proc_shows_own_processes_alone(repo: UserRepo) -> None:
-    out = repo.inside("ls /proc | grep -c '^[0-9]'; cat /proc/1/environ 2>/dev/null | wc -c; ls -l /proc/1/exe 2>&1 | grep -c python")
+    out = repo.inside("ls /proc | grep -c '^[0-9]'; cat /proc/1/environ 2>/dev/null | wc -c; ls -l /proc/1/exe 2>&1 | grep -c python || true")
     count, environment, program = (int(line) for line in out.split())
     assert count < 10
     assert (environment, program) == (0, 0)
@@ -222,7 +231,7 @@ def test_secrets_of_home_are_hidden(repo: UserRepo) -> None:
         path.write_text("s3cret\n")
     (repo.home / ".config/tool").mkdir(parents=True)
     (repo.home / ".config/tool/rc").write_text("fine\n")
-    out = repo.inside('cd "$HOME"; grep -rs s3cret . ; ' + "; ".join(f"cat {name} 2>/dev/null" for name in names) + "; cat .config/tool/rc")
+    out = repo.inside('cd "$HOME"; grep -rs s3cret . || true; ' + "; ".join(f"cat {name} 2>/dev/null || true" for name in names) + "; cat .config/tool/rc")
     assert out == "fine\n"
 
 
@@ -305,7 +314,7 @@ def test_a_repository_that_is_home_itself_works(repo: UserRepo) -> None:
 def test_other_branches_layers_are_out_of_reach(repo: UserRepo) -> None:
     repo.inside("echo canary-7f3a >secret-of-b")
     upper = repo.workspace() / "upper"
-    assert repo.inside(f"ls {upper} 2>&1; find / -name secret-of-b 2>/dev/null; true", branch="other").count("secret-of-b") == 0
+    assert repo.inside(f"ls {upper} 2>&1 || true; find / -name secret-of-b 2>/dev/null || true", branch="other").count("secret-of-b") == 0
 
 
 def test_bound_paths_are_shared(repo: UserRepo, tmp_path: Path) -> None:
@@ -320,7 +329,7 @@ def test_bound_paths_are_shared(repo: UserRepo, tmp_path: Path) -> None:
 
 
 def test_linked_files_inside_behave(repo: UserRepo) -> None:
-    assert repo.inside("ln README hard; ln -s src d; mv src/app.py src/b.py; mkdir -p n/m; mv n n2; mv n2 src/; cat hard; ls src/n/m 2>/dev/null; ls src") == "read me\nb.py\nn2\n"
+    assert repo.inside("ln README hard; ln -s src d; mv src/app.py src/b.py; mkdir -p n/m; mv n n2; mv n2 src/; cat hard; ls src") == "read me\nb.py\nn2\n"
 
 
 def test_renaming_a_new_directory_works(repo: UserRepo) -> None:

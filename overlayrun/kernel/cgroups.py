@@ -40,7 +40,7 @@ def try_control_groups() -> str:
     for root, point, fstype, options in mounts():
         if fstype.startswith("cgroup"):
             names = [""] if fstype == "cgroup2" else options.split(",")
-            trees.update({name: (root, point) for name in names})
+            trees.update(dict.fromkeys(names, (root, point)))
     refusal = OSError(errno.ENODEV, "no tree of control groups is mounted")
     for version, needed in (("v2", ("",)), ("v1", ("memory", "pids"))):
         try:

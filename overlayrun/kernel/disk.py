@@ -1,6 +1,7 @@
 """The tries that ask a file system whether it can hold layers. Each is an action for `attempt`.
 
-Each fills a directory of its own, which the caller removes. Layers are named from inside it, so that no path needs escaping.
+Each fills a directory of its own, which the caller removes. Layers are named from inside it, so that no path
+needs escaping.
 """
 
 from __future__ import annotations

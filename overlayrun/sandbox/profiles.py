@@ -19,7 +19,7 @@ _STATE: Final[Mapping[str, tuple[tuple[str, str, str], ...]]] = {
     ),
 }
 
-# Below HOME; hidden from every command. A static layer of whiteouts over HOME costs no mount.
+# Below HOME; hidden from every command.
 SECRETS: Final = (
     ".ssh",
     ".gnupg",

@@ -1,0 +1,78 @@
+"""`run`: the command of the launch path as click sees it, for help, completion and odd spellings."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from overlayrun.cli.options import RUN_OPTIONS, Option, run_options
+from overlayrun.cli.words import BRANCH
+from overlayrun.launch import run
+
+
+class _Value(click.ParamType):
+    """An option's own converter; choices are completed."""
+
+    def __init__(self, option: Option) -> None:
+        self.option = option
+        self.name = option.metavar or "flag"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Raises click's own error for what the converter refuses."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.option.convert(value)
+        except ValueError:
+            return self.fail(f"{value!a} is not {self.option.metavar}", param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The choices, branches, or files."""
+        metavar = self.option.metavar or ""
+        if self.option.name in ("branch", "into"):
+            return BRANCH.shell_complete(ctx, param, incomplete)
+        if metavar == "PATH":
+            return [CompletionItem(incomplete, type="dir")]
+        choices = metavar.split("|") if "|" in metavar else []
+        return [CompletionItem(choice) for choice in choices if choice.startswith(incomplete)]
+
+
+def _click_option(option: Option) -> click.Option:
+    names = [*option.flags, option.name]
+    if option.metavar is None:
+        return click.Option(names, is_flag=True, help=option.help)
+    return click.Option(
+        names, metavar=option.metavar, type=_Value(option), multiple=option.many, help=_help(option)
+    )
+
+
+def _help(option: Option) -> str:
+    shown = getattr(option.default, "value", option.default)
+    if shown in (None, ()):
+        return option.help
+    return f"{option.help} [default: {f'{shown:g}s' if isinstance(shown, float) else shown}]"
+
+
+def _run(command: tuple[str, ...], **given: Any) -> int:
+    chosen = {name: value for name, value in given.items() if value not in (None, False, ())}
+    return run(run_options(chosen), list(command))
+
+
+run_command: Final = click.Command(
+    "run",
+    callback=_run,
+    help="""Run a command in a new branch, or in one that is there (-b).
+
+    The word `run` may be left out where `--` stands before the command. Exit code: the command's; 125 for a failure
+    of overlayrun, 126 not executable, 127 not found, 128+n for signal n.
+    """,
+    params=[
+        *(_click_option(option) for option in RUN_OPTIONS),
+        click.Argument(["command"], nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND..."),
+    ],
+    context_settings={"allow_interspersed_args": False},
+)

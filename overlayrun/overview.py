@@ -1,0 +1,190 @@
+"""What there is to say of workspaces, as values: for `ls`, `status`, `show`, and for the care that `rm` takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from itertools import chain
+from typing import Final
+
+from overlayrun.capture import job_of
+from overlayrun.errors import StoreError
+from overlayrun.files import disk_usage
+from overlayrun.model import BranchName, CommitId
+from overlayrun.snapshot import LeftOut, LeftOutReason, preview
+from overlayrun.store.git import git
+from overlayrun.store.merger import merge_trees
+from overlayrun.store.refs import branch_ref
+from overlayrun.store.repo import DiffStat, Repo, SnapshotInfo
+from overlayrun.workspace.catalogue import records
+from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.lock import is_locked
+from overlayrun.workspace.record import Record
+
+# Sockets and pipes hold no work; a filter that only a sandbox can run says nothing of the last snapshot.
+_NO_WORK: Final = (LeftOutReason.UNSUPPORTED, LeftOutReason.FILTER)
+
+
+class State(Enum):
+    """What a workspace is doing: computed from lock, record and store, never kept."""
+
+    RUNNING = "running"
+    IDLE = "idle"
+    INTERRUPTED = "interrupted"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """One workspace.
+
+    latest: its newest snapshot. change: of that snapshot against the start. ahead: commits of the branch that its
+    target does not have; None where branch or target does not exist. landed: there are commits, and the target has
+    them all. size: bytes on the disk that belong to this workspace alone. fault: why its state is BROKEN.
+    """
+
+    record: Record
+    place: str
+    state: State
+    latest: SnapshotInfo | None
+    change: DiffStat
+    ahead: int | None
+    landed: bool
+    size: int
+    fault: str | None = None
+
+    @property
+    def snapshots(self) -> int:
+        """How many snapshots there are."""
+        return self.latest.number if self.latest else 0
+
+
+def overviews(layout: Layout, repo: Repo) -> Iterator[Overview]:
+    """Every workspace with a branch, oldest first."""
+    for record in records(layout):
+        if not record.throwaway:
+            yield overview(layout, repo, record)
+
+
+def overview(layout: Layout, repo: Repo, record: Record) -> Overview:
+    """One workspace; what git's store has lost makes it BROKEN, and raises nothing."""
+    place = layout.workspace(record.id).root
+    try:
+        latest = next(repo.snapshots(record.id), None)
+        start = repo.tree_of(record.dirty or record.base)
+        change = repo.diff_stat(start, latest.tree) if latest else DiffStat(0, 0, 0)
+        ahead, landed = _standing(repo, record)
+    except StoreError as err:
+        return Overview(
+            record, place, State.BROKEN, None, DiffStat(0, 0, 0), None, landed=False, size=disk_usage(place), fault=err.brief
+        )
+    return Overview(record, place, state_of(layout, record), latest, change, ahead, landed, disk_usage(place))
+
+
+def state_of(layout: Layout, record: Record) -> State:
+    """Running while a process holds the lock."""
+    if is_locked(layout.workspace(record.id).lock):
+        return State.RUNNING
+    return State.INTERRUPTED if record.is_open else State.IDLE
+
+
+def tip_of(repo: Repo, record: Record) -> CommitId | None:
+    """What the branch stands for: the user may have moved it; where it is gone, the last snapshot says."""
+    tip = repo.ref(branch_ref(record.branch))
+    if tip:
+        return tip
+    latest = next(repo.snapshots(record.id), None)
+    return latest.tip if latest else None
+
+
+def _standing(repo: Repo, record: Record) -> tuple[int | None, bool]:
+    """Commits ahead of the target, and whether the work has landed there."""
+    tip = tip_of(repo, record)
+    target = repo.ref(branch_ref(record.target)) if record.target else None
+    if tip is None or target is None:
+        return None, False
+    ahead = _count(repo, [tip, f"^{target}"])
+    if tip == record.base:
+        return 0, False
+    return ahead, ahead == 0 or _holds_change(repo, record, target, tip)
+
+
+def _count(repo: Repo, words: list[str]) -> int:
+    return int(git(["rev-list", "--count", *words, "--"], git_dir=repo.git_dir))
+
+
+def _holds_change(repo: Repo, record: Record, target: CommitId, tip: CommitId) -> bool:
+    """Whether a branch that began with uncommitted changes, and so lands without its own commits, is in the target."""
+    if record.dirty is None:
+        return False
+    return merge_trees(repo.git_dir, record.dirty, target, tip).tree == repo.tree_of(target)
+
+
+@dataclass(frozen=True, slots=True)
+class Unsaved:
+    """What would be lost with a workspace: sentences, and the paths that no snapshot could hold."""
+
+    reasons: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def unsaved(layout: Layout, repo: Repo, record: Record, *, keep_branch: bool) -> Unsaved:
+    """What only this workspace holds: commits, an open run, left-out paths, refs of its own `.git`.
+
+    The caller holds the lock. keep_branch: the branch will stay, so what it holds is no loss.
+    """
+    reasons = [*_lone_commits(repo, record, keep_branch=keep_branch), *_inner_refs(layout, record)]
+    if record.is_open:
+        reasons.append("its last run was interrupted, and what it did is in no snapshot yet")
+    lost = left_out(layout, record)
+    if lost:
+        reasons.append(f"{len(lost)} path{'s' * (len(lost) != 1)} could not be put into a snapshot")
+    return Unsaved(tuple(reasons), lost)
+
+
+def left_out(layout: Layout, record: Record) -> tuple[LeftOut, ...]:
+    """Paths with work in them that a snapshot taken now would leave out. The caller holds the lock."""
+    found = preview(job_of(layout, record, None)).left_out
+    return tuple(item for item in found if item.reason not in _NO_WORK)
+
+
+def _lone_commits(repo: Repo, record: Record, *, keep_branch: bool) -> Iterator[str]:
+    latest = next(repo.snapshots(record.id), None)
+    target = repo.ref(branch_ref(record.target)) if record.target else None
+    tips = {tip for tip in (repo.ref(branch_ref(record.branch)), latest.tip if latest else None) if tip}
+    for tip in tips - {record.base}:
+        if target and _holds_change(repo, record, target, tip):
+            continue
+        others = ["--branches", "--remotes", "--tags"]
+        own = [] if keep_branch else [f"--exclude={record.branch}"]
+        count = _count(repo, [tip, "--not", *own, *others])
+        if count:
+            where = f"in {record.target} or in any other branch" if record.target else "in any other branch"
+            yield f"{count} commit{'s' * (count != 1)} not {where}"
+            return
+
+
+def _inner_refs(layout: Layout, record: Record) -> Iterator[str]:
+    """Branches and stashes that the command made in its own `.git`: by name alone, as nothing there is trusted."""
+    known = {f"refs/heads/{name}" for name in (record.branch, record.target) if name}
+    place = layout.workspace(record.id).git_upper
+    heads = _names(place, "refs/heads")
+    stash = ["refs/stash"] if os.path.lexists(f"{place}/refs/stash") else []
+    for name in chain(heads, stash):
+        if name not in known:
+            yield f"{name} of its own .git, which no snapshot holds"
+
+
+def _names(place: str, top: str) -> Iterator[str]:
+    for directory, _, files in os.walk(f"{place}/{top}"):
+        for name in files:
+            if not name.endswith(".lock"):
+                yield os.path.relpath(os.path.join(directory, name), place)
+
+
+def branch_is_checked_out(repo: Repo, branch: BranchName) -> str | None:
+    """A working tree of the user's that has the branch checked out."""
+    answer = git(["for-each-ref", "--format=%(worktreepath)", branch_ref(branch)], git_dir=repo.git_dir)
+    return os.fsdecode(answer).strip("\n") or None

@@ -1,20 +1,25 @@
-"""The doctor: tries every ability for real and says what is missing, why it matters, and the cure. Changes nothing."""
+"""The doctor: tries every ability for real and says what is missing, why it matters, and the cure.
+
+It changes nothing and leaves nothing behind.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from overlayrun.checks import DISK_CHECKS, KERNEL_CHECKS, Finding, State, is_older, judge
-from overlayrun.errors import HostError, OverlayrunError
+from overlayrun.checks import DISK_CHECKS, KERNEL_CHECKS, Finding, State, judge
+from overlayrun.errors import OverlayrunError
 from overlayrun.files import remove_tree
 from overlayrun.kernel.probe import Capabilities, file_system_of
 from overlayrun.leftovers import leftovers
+from overlayrun.refusals import is_older
 from overlayrun.store.git import git
 from overlayrun.store.location import Repository
 from overlayrun.workspace.layout import Layout, state_directory
@@ -25,6 +30,7 @@ _MACHINES: Final = ("x86_64", "aarch64")  # whose system call numbers kernel/abi
 _MIB: Final = 1 << 20
 _LEAST: Final = (16 * _MIB, 200)  # bytes and inodes without which no run can be recorded
 _PLENTY: Final = (1024 * _MIB, 20_000)
+_MAKE_ROOM: Final = "make room: overlayrun gc; overlayrun rm BRANCH"
 _SKEW: Final = 2.0  # seconds
 _FIRST_DATE: Final = 1_700_000_000  # seconds since the epoch; a clock before it was never set
 
@@ -197,7 +203,8 @@ def _state(state: str, trouble: OSError | None) -> Finding:
     why = "branches, their layers and records are kept here"
     where = f"{state} on {file_system_of(_existing(state))}"
     if trouble is not None:
-        cure = "make it writable, or choose another place: export OVERLAYRUN_STATE_DIR=~/.local/state/overlayrun/state"
+        cure = "make it writable, or: export OVERLAYRUN_STATE_DIR=~/.local/state/overlayrun/state"
+        cure = _MAKE_ROOM if trouble.errno in (errno.ENOSPC, errno.EDQUOT) else cure
         return Finding("state directory", State.MISSING, f"{where}: {trouble.strerror}", why, cure)
     if os.path.lexists(state):
         info = os.lstat(state)
@@ -212,6 +219,8 @@ def _room(scratch: str) -> Finding:
     why = "layers and snapshots are written here"
     info = os.statvfs(scratch)
     room = (info.f_bavail * info.f_frsize, info.f_favail)
+    if not info.f_blocks:  # as ramfs and some servers do
+        return Finding("free space", State.OK, "this file system does not tell", why)
     counts_inodes = info.f_files > 0  # btrfs makes them as they are needed
     found = f"{room[0] // _MIB} MiB" + (f", {room[1]} inodes" if counts_inodes else "")
 
@@ -221,7 +230,7 @@ def _room(scratch: str) -> Finding:
     if not less_than(_PLENTY):
         return Finding("free space", State.OK, found, why)
     state = State.MISSING if less_than(_LEAST) else State.LIMITED
-    return Finding("free space", state, found, why, "make room: overlayrun gc; overlayrun rm BRANCH")
+    return Finding("free space", state, found, why, _MAKE_ROOM)
 
 
 def _leftovers(state: str) -> list[Finding]:

@@ -35,14 +35,15 @@ KILL: Final = b"K"  # kill every process
 
 
 class Command:
-    """What to execute: argv, directory, environment."""
+    """What to execute: argv, directory, environment. streams: descriptors in place of standard ones."""
 
-    __slots__ = ("argv", "cwd", "environment")
+    __slots__ = ("argv", "cwd", "environment", "streams")
 
     def __init__(self, argv: Sequence[str], cwd: str, environment: dict[str, str]) -> None:
         self.argv = list(argv)
         self.cwd = cwd
         self.environment = environment
+        self.streams: dict[int, int] = {}
 
 
 class Keeper:
@@ -147,6 +148,8 @@ def _enter(directory: str) -> None:
 def execute(command: Command) -> NoReturn:
     """Give up every privilege and replace this process by the command; raises OSError where it can't run."""
     _enter(command.cwd)
+    for standard, fd in command.streams.items():
+        os.dup2(fd, standard)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -1,4 +1,4 @@
-"""What killed processes left in the state directory, as findings. Nothing is changed, nothing of a living run told."""
+"""What killed processes left in the state directory, as findings. What a living run holds is not told."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from overlayrun.workspace.record import Record
 
 
 def leftovers(layout: Layout) -> list[Finding]:
-    """Broken records, interrupted workspaces, half-made directories, torn writes, stale sockets; sorted by kind.
+    """Broken records, interrupted workspaces, half-made directories, torn writes, stale sockets; by kind.
 
     Raises OSError where the state directory can't be read.
     """
@@ -94,7 +94,7 @@ def _throwaways(layout: Layout) -> Iterator[Finding]:
 
 
 def _half_made(layout: Layout) -> Iterator[Finding]:
-    """`.gone-<id>` on its way out, `.<pid>-<name>` on its way in; the directories of living processes are theirs."""
+    """`.gone-<id>` on its way out, `.<pid>-<name>` on its way in; a living process may be at it."""
     above = os.path.dirname(layout.root)
     for place in (layout.bases, layout.layers, layout.carried, layout.workspaces, layout.root, above):
         for name in sorted(os.listdir(place)) if os.path.isdir(place) else ():

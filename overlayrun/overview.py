@@ -1,4 +1,4 @@
-"""What there is to say of workspaces, as values: for `ls`, `status`, `show`, and for the care that `rm` takes."""
+"""What there is to say of workspaces, as values: for `ls`, `status`, `show`, and for the care of `rm`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
-from typing import Final
 
 from overlayrun.capture import job_of
 from overlayrun.errors import StoreError
@@ -23,9 +22,6 @@ from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.lock import is_locked
 from overlayrun.workspace.record import Record
 
-# Sockets and pipes hold no work; a filter that only a sandbox can run says nothing of the last snapshot.
-_NO_WORK: Final = (LeftOutReason.UNSUPPORTED, LeftOutReason.FILTER)
-
 
 class State(Enum):
     """What a workspace is doing: computed from lock, record and store, never kept."""
@@ -40,9 +36,10 @@ class State(Enum):
 class Overview:
     """One workspace.
 
-    latest: its newest snapshot. change: of that snapshot against the start. ahead: commits of the branch that its
-    target does not have; None where branch or target does not exist. landed: there are commits, and the target has
-    them all. size: bytes on the disk that belong to this workspace alone. fault: why its state is BROKEN.
+    latest: its newest snapshot. change: of that snapshot against the start. ahead: commits of the branch
+    that its target does not have; None where branch or target does not exist. landed: there are commits,
+    and the target has them all. size: bytes on the disk that belong to this workspace alone.
+    fault: why its state is BROKEN.
     """
 
     record: Record
@@ -78,7 +75,15 @@ def overview(layout: Layout, repo: Repo, record: Record) -> Overview:
         ahead, landed = _standing(repo, record)
     except StoreError as err:
         return Overview(
-            record, place, State.BROKEN, None, DiffStat(0, 0, 0), None, landed=False, size=disk_usage(place), fault=err.brief
+            record,
+            place,
+            State.BROKEN,
+            None,
+            DiffStat(0, 0, 0),
+            None,
+            landed=False,
+            size=disk_usage(place),
+            fault=err.brief,
         )
     return Overview(record, place, state_of(layout, record), latest, change, ahead, landed, disk_usage(place))
 
@@ -116,7 +121,10 @@ def _count(repo: Repo, words: list[str]) -> int:
 
 
 def _holds_change(repo: Repo, record: Record, target: CommitId, tip: CommitId) -> bool:
-    """Whether a branch that began with uncommitted changes, and so lands without its own commits, is in the target."""
+    """Whether the target has the change of a branch that began with uncommitted changes.
+
+    Such a branch lands without its own commits, which stand on what the user had not committed.
+    """
     if record.dirty is None:
         return False
     return merge_trees(repo.git_dir, record.dirty, target, tip).tree == repo.tree_of(target)
@@ -138,16 +146,18 @@ def unsaved(layout: Layout, repo: Repo, record: Record, *, keep_branch: bool) ->
     reasons = [*_lone_commits(repo, record, keep_branch=keep_branch), *_inner_refs(layout, record)]
     if record.is_open:
         reasons.append("its last run was interrupted, and what it did is in no snapshot yet")
-    lost = left_out(layout, record)
+    # Sockets, pipes and devices hold no work.
+    lost = tuple(item for item in left_out(layout, record) if item.reason is not LeftOutReason.UNSUPPORTED)
     if lost:
         reasons.append(f"{len(lost)} path{'s' * (len(lost) != 1)} could not be put into a snapshot")
     return Unsaved(tuple(reasons), lost)
 
 
 def left_out(layout: Layout, record: Record) -> tuple[LeftOut, ...]:
-    """Paths with work in them that a snapshot taken now would leave out. The caller holds the lock."""
+    """Paths that a snapshot taken now would leave out. The caller holds the lock."""
     found = preview(job_of(layout, record, None)).left_out
-    return tuple(item for item in found if item.reason not in _NO_WORK)
+    # A filter runs in a sandbox alone, and there is none now; the last snapshot had one.
+    return tuple(item for item in found if item.reason is not LeftOutReason.FILTER)
 
 
 def _lone_commits(repo: Repo, record: Record, *, keep_branch: bool) -> Iterator[str]:
@@ -167,7 +177,7 @@ def _lone_commits(repo: Repo, record: Record, *, keep_branch: bool) -> Iterator[
 
 
 def _inner_refs(layout: Layout, record: Record) -> Iterator[str]:
-    """Branches and stashes that the command made in its own `.git`: by name alone, as nothing there is trusted."""
+    """Branches and stashes that the command made in its own `.git`; only names are read there."""
     known = {f"refs/heads/{name}" for name in (record.branch, record.target) if name}
     place = layout.workspace(record.id).git_upper
     heads = _names(place, "refs/heads")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import psutil  # noqa: TID251  # this is overlayrun/process.py
+import psutil  # type: ignore[import-untyped]  # noqa: TID251  # no types come with it; this is its only user
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Usage:
 
 
 def usages(roots: Sequence[int], *, interval: float = 0.1) -> dict[int, Usage]:
-    """Usage of the trees under some process ids, watched for `interval` seconds; without those that are gone."""
+    """Usage of the trees under some process ids, over `interval` seconds; without those that are gone."""
     before = {root: _tree(root) for root in roots}
     began = time.monotonic()
     if before:
@@ -37,7 +37,11 @@ def _tree(root: int) -> list[tuple[psutil.Process, float]]:
     """Processes with the seconds each has used."""
     try:
         top = psutil.Process(root)
-        return [(process, seconds) for process in (top, *top.children(recursive=True)) for seconds in _cpu(process)]
+        return [
+            (process, seconds)
+            for process in (top, *top.children(recursive=True))
+            for seconds in _cpu(process)
+        ]
     except psutil.NoSuchProcess:
         return []
 

@@ -20,7 +20,7 @@ _AT: Final = re.compile(r"(?P<branch>[^@]*)(?:@\{(?P<back>[0-9]{1,9})\})?")
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """A branch at one of its snapshots, or as it started (snapshot: None). label: how to name it to the user."""
+    """A branch at one of its snapshots, or as it started (snapshot: None). label: its name for the user."""
 
     record: Record
     snapshot: SnapshotInfo | None
@@ -60,7 +60,7 @@ def parse_revision(layout: Layout, repo: Repo, text: str, default: Record | None
 
 
 def parse_span(layout: Layout, repo: Repo, text: str) -> Span:
-    """`A..B`, or one place compared with what its workspace started with; "" means the branch that `pick` gives."""
+    """`A..B`, or one place compared with its workspace's start; "" means the branch that `pick` gives."""
     old, dots, new = text.partition("..")
     if not dots:
         place = parse_revision(layout, repo, text)
@@ -81,7 +81,10 @@ def start(repo: Repo, record: Record) -> Revision:
 
 
 def pick(layout: Layout) -> Record:
-    """The branch that is meant where none was named: the only one, or the only one that runs. Raises UsageError."""
+    """The branch that is meant where none was named: the only one, or the only one that runs.
+
+    Raises UsageError.
+    """
     known = [record for record in records(layout) if not record.throwaway]
     running = [record for record in known if is_locked(layout.workspace(record.id).lock)]
     for meant in (known, running):

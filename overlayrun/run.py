@@ -11,6 +11,7 @@ from overlayrun.keeper import Command
 from overlayrun.live import LiveSandbox
 from overlayrun.model import RunOptions, SnapshotReason
 from overlayrun.prepare import Prepared, open_or_make
+from overlayrun.relay import Relay
 from overlayrun.report import header
 from overlayrun.sandbox.environment import sandbox_environment
 from overlayrun.sandbox.plan import CONTROL, sandbox_plan
@@ -91,7 +92,10 @@ class _Run:
     ) -> int:
         record = self.record
         number = record.last_run.number + 1 if record.last_run else 1
-        with LiveSandbox(layers, self._command(argv)) as live:
+        command = self._command(argv)
+        relay = Relay() if self.options.idle_timeout is not None else None
+        command.streams = relay.streams if relay else {}
+        with LiveSandbox(layers, command) as live:
             # Open only now: a sandbox that could not be made leaves nothing to recover.
             record.last_run = Run(number, argv, boot_id(), time.time())
             if not record.throwaway:
@@ -99,7 +103,7 @@ class _Run:
             for line in header(self.prepared, self.options):
                 quiet(line)
             take = None if record.throwaway else self._taker(live)
-            outcome = Supervisor(live, self.options, self.place.sockets, take, self.tell).run()
+            outcome = Supervisor(live, self.options, self.place.sockets, take, self.tell, relay).run()
             terminal.take_back(abnormal=outcome.status > 128)
             return self._close(live, outcome, quiet)
 
@@ -173,9 +177,12 @@ class _Run:
 
 def _touched(upper: str, git_upper: str) -> bool:
     """Whether the command changed anything of the tree or committed, told by names alone."""
-    names = set(os.listdir(upper))
-    made = set(os.listdir(f"{git_upper}/objects")) | set(os.listdir(git_upper))
-    return bool(names - {".git"}) or bool(made - _GIT_NAMES)
+    names = set(os.listdir(upper)) - {".git"}
+    try:
+        made = {*os.listdir(f"{git_upper}/objects"), *os.listdir(git_upper)}
+    except OSError:  # it emptied its own repository
+        return True
+    return bool(names or made - _GIT_NAMES)
 
 
 # What write_git_directory makes, and what a mere `git status` adds.

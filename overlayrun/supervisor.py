@@ -16,6 +16,7 @@ from overlayrun.errors import OverlayrunError
 from overlayrun.kernel import abi, syscalls
 from overlayrun.live import LiveSandbox, exit_status_of
 from overlayrun.model import RunOptions, SnapshotReason
+from overlayrun.relay import Relay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,17 +67,20 @@ class Supervisor:
         sockets: str,
         take: Callable[[SnapshotReason, str | None], Snapshot] | None,
         tell: Callable[[str], None],
+        relay: Relay | None = None,
     ) -> None:
         self.live = live
         self.options = options
         self.sockets = sockets
         self.take = take
         self.tell = tell
+        self.relay = relay
         self.outcome = Outcome()
         self.started = time.monotonic()
         self.kill_at: float | None = None
         self.next_snapshot: float | None = None
         self.interrupted_at = 0.0
+        self.timed_out = False
         self.servers: dict[int, tuple[socket.socket, bool]] = {}
         self.waiting = select.poll()
 
@@ -85,11 +89,15 @@ class Supervisor:
         signals = syscalls.signalfd(_PASSED_ON)
         self.waiting.register(signals, select.POLLIN)
         self.waiting.register(self.live.reports, select.POLLIN)
+        for reader in self.relay.readers if self.relay else ():
+            self.waiting.register(reader, select.POLLIN)
         self.live.order(keeper.START)
         try:
             while not self._step(signals):
                 pass
         finally:
+            if self.relay:
+                self.relay.drain()
             os.close(signals)
             for server, _ in self.servers.values():
                 server.close()
@@ -103,6 +111,8 @@ class Supervisor:
                     return True
             elif fd == signals:
                 self._pass_on(signals)
+            elif self.relay and fd in self.relay.readers:
+                self.relay.pass_on(fd)
             else:
                 self._serve(fd)
         self._keep_time()
@@ -143,6 +153,8 @@ class Supervisor:
         elif letter == keeper.ENDED:
             code = os.waitstatus_to_exitcode(int(text))
             self.outcome.status = code if code >= 0 else 128 - code
+            if self.timed_out:
+                self.outcome.status = _TIMED_OUT
             if self.outcome.missing is not None:
                 self.outcome.status = exit_status_of(OSError(self.outcome.missing, ""))
             return True
@@ -173,6 +185,10 @@ class Supervisor:
             self.kill_at = time.monotonic() + _GRACE
         self.live.order(keeper.SIGNAL, number)
 
+    def _time_out(self, why: str) -> None:
+        self.timed_out = True
+        self._end(why, signal.SIGTERM)
+
     def _keep_time(self) -> None:
         now = time.monotonic()
         if not self.servers and now - self.started >= _QUICK:
@@ -184,9 +200,9 @@ class Supervisor:
             return
         limit, idle = self.options.timeout, self.options.idle_timeout
         if limit is not None and now - self.started >= limit:
-            self._end(f"ended after {limit:g} s (--timeout)", signal.SIGTERM)
-        elif idle is not None and _idle_for() >= idle and now - self.started >= idle:
-            self._end(f"ended after {idle:g} s without output (--idle-timeout)", signal.SIGTERM)
+            self._time_out(f"ended after {limit:g} s (--timeout)")
+        elif idle is not None and self.relay and self.relay.idle() >= idle:
+            self._time_out(f"ended after {idle:g} s without output (--idle-timeout)")
         if self.next_snapshot is not None and now >= self.next_snapshot:
             self._snapshot_by_timer()
 
@@ -252,11 +268,6 @@ class Supervisor:
         # A tree that takes long to read is read less often: at most a tenth of the time goes into snapshots.
         now = time.monotonic()
         self.next_snapshot = now + max(self.options.every, 9 * (now - began))
-
-
-def _idle_for() -> float:
-    """Seconds since standard output or error was last written, by their times (a terminal's: 8 s coarse)."""
-    return time.time() - max(os.fstat(fd).st_mtime for fd in (1, 2))
 
 
 def block_signals() -> None:

@@ -39,6 +39,7 @@ def view_of(repository: Repository, layout: Layout, record: Record) -> View:
     view.masked = list(_outside(repository.common_dir, layout, record))
     servers = os.path.realpath("/etc/resolv.conf")
     view.name_servers = servers if servers.startswith("/run/") and os.path.exists(servers) else None
+    view.console = next((os.ttyname(fd) for fd in range(3) if os.isatty(fd)), None)
     _show_home(view, layout, record)
     return view
 
@@ -74,7 +75,8 @@ def home_directory() -> str:
 def hide_secrets(upper: str) -> None:
     """Put whiteouts over the secrets of HOME into a new upper layer of it.
 
-    Into the upper, because a layer of their own would lie inside HOME, which overlayfs refuses as overlapping.
+    Into the upper, because a layer of their own would lie inside HOME, which overlayfs refuses as
+    overlapping.
     """
     home = home_directory()
     for secret in SECRETS:

@@ -1,5 +1,7 @@
 """The floor: a user namespace, one overlay, exec. The least that any launcher written in Python has to do.
 
+Volatile, as the workspace's own overlay: else the end of the mount would flush the disk.
+
 Run as `python -I -S -E _bench_floor.py LOWER UPPER WORK COMMAND…`; the overlay is mounted over LOWER.
 """
 
@@ -16,7 +18,7 @@ for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_m
     fd = os.open(f"/proc/self/{name}", os.O_WRONLY)
     os.write(fd, text.encode())
     os.close(fd)
-data = f"lowerdir={lower},upperdir={upper},workdir={work},userxattr"
+data = f"lowerdir={lower},upperdir={upper},workdir={work},userxattr,volatile"
 if libc.mount(b"overlay", os.fsencode(lower), b"overlay", 0, os.fsencode(data)):
     sys.exit(f"mount: {os.strerror(ctypes.get_errno())}")
 os.chdir(lower)

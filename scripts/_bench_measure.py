@@ -94,7 +94,7 @@ def _last(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table. ours, peer: names of samples, in `unit`. value: of the medians; limit: its bound."""
+    """One line of the table. ours, peer: names of samples, in `unit`. limit: bound of the value."""
 
     what: str
     files: str

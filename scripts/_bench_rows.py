@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Final
 
 from _bench_inside import edit, path_of, text_of
@@ -22,6 +23,7 @@ _SNAPSHOT_BOUNDS: Final[Mapping[tuple[int, int], float]] = {
     (100_000, 1000): 3,
 }
 _LARGE: Final = 100_000
+_numbers = itertools.count()
 _FAR: Final = "refs/bench/far"
 
 
@@ -34,11 +36,16 @@ def _branch(number: int) -> str:
 
 
 def _floor(world: World, size: int, *command: str) -> list[str]:
-    scratch = f"{world.root}/floor"
-    for name in ("upper", "work"):
-        os.makedirs(f"{scratch}/{name}", exist_ok=True)
+    """The floor's command line, for one use: a volatile overlay takes no work directory twice."""
+    upper, work = f"{world.scrap}/upper", f"{world.scrap}/work-{next(_numbers)}"
+    os.makedirs(upper, exist_ok=True)
+    os.mkdir(work)
     program = [world.python, "-I", "-S", "-E", f"{world.root}/_bench_floor.py"]
-    return [*program, world.repository(size), f"{scratch}/upper", f"{scratch}/work", *command]
+    return [*program, world.repository(size), upper, work, *command]
+
+
+def _floor_lane(world: World, name: str, size: int) -> Lane:
+    return lambda _: world.run(_floor(world, size, "true"), world.root).named(name)
 
 
 def _bwrap(world: World, size: int) -> tuple[str, list[str]] | None:
@@ -61,7 +68,7 @@ def start(world: World, sizes: Sequence[int]) -> Iterator[Race]:
         place = world.repository(size)
         ours, floor = f"overlayrun --rm {size:,}", f"floor {size:,}"
         lanes.append(_timed(world, ours, world.ours(*_WARM), place))
-        lanes.append(_timed(world, floor, _floor(world, size, "true"), place))
+        lanes.append(_floor_lane(world, floor, size))
         figures.append(times("warm start, --dirty ignore", f"{size:,}", ours, floor, 4))
         if peer := _bwrap(world, size):
             lanes.append(_timed(world, peer[0], peer[1], place))
@@ -102,7 +109,7 @@ def dirty(world: World, size: int) -> Iterator[Race]:
 
 @contextmanager
 def branch(world: World, size: int) -> Iterator[Race]:
-    """A whole run on a new branch: nothing changed, one file changed; and the disk that a fresh branch takes."""
+    """A whole run on a new branch: nothing changed, or one file; and the disk that a fresh branch takes."""
     place = world.repository(size)
     shared = tuple(f"{place}/.git/overlayrun/{name}" for name in ("bases", "layers", "carried"))
 
@@ -119,8 +126,8 @@ def branch(world: World, size: int) -> Iterator[Race]:
     nothing, one = "overlayrun -b, nothing changed", "overlayrun -b, one file changed"
     lanes = [
         ours(nothing, "true"),
-        ours(one, "touch", "new"),
-        _timed(world, "floor", _floor(world, size, "true"), place),
+        ours(one, "cp", ".gitignore", path_of(0)),
+        _floor_lane(world, "floor", size),
     ]
     yield Race(
         lanes,
@@ -236,17 +243,19 @@ def first(world: World, size: int) -> Iterator[Race]:
 
 @contextmanager
 def snapshot(world: World, size: int) -> Iterator[Race]:
-    """Snapshots of a running workspace beside `git add -A && git commit` in a full checkout; memory on the way."""
+    """Snapshots of a running workspace beside `git add -A && git commit` in a checkout; memory after them."""
     place, peer_place = world.repository(size), world.checkout(size)
     lanes: list[Lane] = []
     figures: list[Figure] = []
-    with Live(world, size, _branch(0)) as live:
+    with ExitStack() as stack:
         for count in (10, 1000) if size >= _LARGE else (10,):
             names = (
                 f"asked by socket, {count:,}",
                 f"overlayrun snapshot, {count:,}",
                 f"git add + commit, {count:,}",
             )
+            # A workspace each: the one would walk what the other changed.
+            live = stack.enter_context(Live(world, size, f"bench-{count}"))
             lanes += _snapshot_lanes(world, live, (size, count), names, peer_place)
             asked, command, peer = names
             what = f"snapshot of {count:,} changed files"
@@ -336,7 +345,7 @@ def carried(world: World, size: int) -> Iterator[Race]:
 
 
 def _reported(world: World, name: str, argv: list[str], cwd: str) -> Lane:
-    """A lane whose program prints its own milliseconds: the first, then (if there are more) the rest's minimum."""
+    """A lane whose program prints its own milliseconds: the first, and the minimum of the later ones."""
 
     def lane(_: int) -> Mapping[str, float]:
         began, *later = json.loads(world.run(argv, cwd).output)

@@ -38,8 +38,9 @@ class World:
         self.scrap = f"{self.home}/scrap"
         self.python = os.path.realpath(sys.executable)
         self.overlayrun = f"{self.root}/venv/bin/overlayrun"
-        os.makedirs(self.scrap, exist_ok=True)
         self.run = Runner(self.root, _environment(self.home))
+        self.remove(self.scrap)
+        os.makedirs(self.scrap)
         self._seen: set[str] = set()
         _install(self.root)
         for name in ("_bench_floor.py", "_bench_inside.py"):
@@ -125,8 +126,6 @@ class World:
 
     def _forget_leftovers(self, place: str) -> None:
         """Clear what a benchmark that was killed has left behind."""
-        self.remove(self.scrap)
-        os.makedirs(self.scrap)
         self.git(place, "worktree", "prune")
         refs = self.git(place, "for-each-ref", "--format=%(refname)").split("\n")
         stale = [ref for ref in refs if ref not in {"", "refs/heads/main"}]
@@ -183,7 +182,7 @@ def _environment(home: str) -> dict[str, str]:
 
 
 def _install(root: str) -> None:
-    """Install the checkout into `root`/venv if that is out of date; not editable, as that slows each start."""
+    """Install the checkout into `root`/venv if that is out of date; editable would slow each start."""
     script = 'set -eu; . "$1/_environment"; prepare_venv ""'
     environment = {**os.environ, "OVERLAYRUN_ENVIRONMENT": root}
     if subprocess.run(["bash", "-c", script, "bash", HERE], env=environment, check=False).returncode:
@@ -246,6 +245,7 @@ class Live:
         deadline = time.monotonic() + 10
         while not os.path.exists(f"{self._sockets}/outside"):
             if time.monotonic() > deadline:
+                self._process.kill()
                 raise BenchError("the run opens no control socket")
             time.sleep(0.02)
         return self

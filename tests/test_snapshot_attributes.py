@@ -216,3 +216,10 @@ def test_no_scratch_files_are_left(tmp_path: Path) -> None:
     world.snapshot()
     assert {path.name for path in Path(world.job.hashes).parent.iterdir()} == {"hashes.json"}
     assert not (world.repo / ".git/index.lock").exists()
+
+
+def test_a_filtered_file_that_git_converts_too_is_not_filtered_again_here(tmp_path: Path) -> None:
+    world = secret(tmp_path, clean=f"echo ran >> {tmp_path}/ran; printf 'x\\r\\n'")
+    world.job = replace(world.job, run_inside=world.run_inside)
+    assert world.content(world.snapshot().tree, "new.key") == b"x\n"
+    assert (tmp_path / "ran").read_text().splitlines() == ["ran"] * 2  # once for each of two files

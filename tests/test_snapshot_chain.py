@@ -281,3 +281,17 @@ def test_two_workspaces_do_not_meet(world: World) -> None:
     world.job = replace(world.job, workspace_id="w2", branch=BranchName("agent/two"))
     two = world.snapshot()
     assert (two.number, two.notes, two.tree) == (1, (), one.tree)
+
+
+def test_a_snapshot_that_was_killed_between_two_refs_does_not_look_like_the_user(world: World) -> None:
+    world.sh("echo 2 > a")
+    first = world.snapshot()
+    lost = world.git(
+        "commit-tree", f"{first.tree}", "-p", str(world.job.base), "-m", "of the killed snapshot"
+    )
+    Path(f"{world.job.hashes}.moving").write_text(f"{first.tip}\n{lost}\n")
+    world.git("update-ref", BRANCH, lost)
+    world.sh("echo 3 > a")
+    taken = world.snapshot()
+    assert (taken.notes, world.git("rev-parse", BRANCH)) == ((), taken.tip)
+    assert not Path(f"{world.job.hashes}.moving").exists()

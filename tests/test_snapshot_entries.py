@@ -356,3 +356,24 @@ def test_files_that_come_and_go_meanwhile_stop_nothing(tmp_path: Path) -> None:
     found = {str(path.relative_to(world.upper)) for path in world.upper.rglob("*") if path.is_file()}
     assert world.names(last.tree) == found | {"x"}
     world.fsck()
+
+
+def test_below_an_ignored_directory_only_tracked_files_are_followed(tmp_path: Path) -> None:
+    world = World.make(tmp_path, {"d/a": "1\n", "d/e/b": "1\n"})
+    world.sh(
+        "printf 'd/\\n!d/new\\n' > .gitignore; echo 2 > d/a; echo 2 > d/e/b; touch d/new d/e/new;"
+        "mkdir d/f; touch d/f/x"
+    )
+    taken = world.snapshot()
+    assert world.names(taken.tree) == {".gitignore", "d/a", "d/e/b"}
+    assert world.content(taken.tree, "d/e/b") == b"2\n"
+    assert taken.ignored == 3
+
+
+def test_git_agrees_with_the_order_of_names(tmp_path: Path) -> None:
+    world = World.make(tmp_path)
+    names = {"a/x", "a.b", "a-b", "a0", "a b", "ab/x", "ab.c", "a\x7f"}
+    world.sh("mkdir a ab")
+    world.inside(lambda: [Path(name).write_text("1\n") for name in names])
+    assert world.names(world.snapshot().tree) == names
+    world.fsck()

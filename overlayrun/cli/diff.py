@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import click
+import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.cli.opened import Opened, open_here
 from overlayrun.cli.patches import FileChange, file_changes, say_names, say_patch, say_stat
@@ -23,7 +23,7 @@ from overlayrun.revision import Revision, Span, parse_revision, parse_span
 @click.option("--live", is_flag=True, help="Of a running branch: take a snapshot first.")
 @json_option
 def diff_command(*, text: str, stat: bool, name_only: bool, live: bool, as_json: bool) -> None:
-    """Show what a branch changed since it started, uncommitted changes that it took along left aside.
+    r"""Show what a branch changed since it started, uncommitted changes that it took along left aside.
 
     \b
       diff B            the newest snapshot against the start

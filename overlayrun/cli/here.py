@@ -10,7 +10,7 @@ from overlayrun.workspace.layout import Layout, open_state, state_directory
 
 
 class Here:
-    """Where a command works. repository: as the user's shell sees it. layout: its state, which may not exist yet."""
+    """Where a command works. repository: as the user's shell sees it. layout: its state, there or not."""
 
     __slots__ = ("layout", "repository")
 
@@ -20,7 +20,7 @@ class Here:
 
 
 def find_here() -> Here:
-    """The repository and its state; nothing is made or recovered. Raises UsageError, also inside a workspace."""
+    """The repository and its state; makes and recovers nothing. Raises UsageError, also in a workspace."""
     branch = inside_of()
     if branch is not None:
         raise UsageError(

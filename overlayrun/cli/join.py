@@ -6,7 +6,7 @@ import os
 import signal
 from typing import Any, Final
 
-import click
+import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun import keeper, launch
 from overlayrun.cli.here import Here, find_here
@@ -26,7 +26,9 @@ _SHELLS: Final = ("/bin/bash", "/bin/sh")
 
 
 @click.command(
-    "exec", short_help="Run one more command in a branch.", context_settings={"allow_interspersed_args": False}
+    "exec",
+    short_help="Run one more command in a branch.",
+    context_settings={"allow_interspersed_args": False},
 )
 @branch_argument()
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND...")
@@ -35,9 +37,10 @@ def exec_command(*, text: str, command: tuple[str, ...]) -> int:
 
     Exit code: the command's; 125 for a failure of overlayrun, 126 not executable, 127 not found.
     """
-    if not command:
+    argv = list(command[1:] if command[:1] == ("--",) else command)
+    if not argv:
         raise UsageError("no command was given", hint=f"overlayrun exec {ascii(text)[1:-1]} -- COMMAND")
-    return _run_in(text, list(command))
+    return _run_in(text, argv)
 
 
 @click.command("shell", short_help="Open a shell in a branch.")
@@ -45,7 +48,9 @@ def exec_command(*, text: str, command: tuple[str, ...]) -> int:
 def shell_command(*, text: str) -> int:
     """Open your shell in a branch: beside the command that runs there, or in the workspace as it was left."""
     own = os.environ.get("SHELL", "")
-    return _run_in(text, [next(path for path in (own, *_SHELLS) if os.access(path, os.X_OK) or path == _SHELLS[-1])])
+    return _run_in(
+        text, [next(path for path in (own, *_SHELLS) if os.access(path, os.X_OK) or path == _SHELLS[-1])]
+    )
 
 
 def _run_in(text: str, argv: list[str]) -> int:
@@ -60,7 +65,9 @@ def _join(here: Here, record: Record, argv: list[str]) -> int:
     """Run `argv` in the sandbox that lives, on our own terminal; its exit status."""
     answer, joined = ask(here.layout.workspace(record.id).sockets, "outside", {"op": "join"})
     if "environment" not in answer or not joined:
-        raise WorkspaceError(f"the run of branch {record.branch} can't be joined", hint="see: overlayrun status")
+        raise WorkspaceError(
+            f"the run of branch {record.branch} can't be joined", hint="see: overlayrun status"
+        )
     command = keeper.Command(argv, _directory(here, record), _environment(answer))
     terminal = Terminal()
     pid = os.fork()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import click
+import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.cli.opened import Opened, open_here
 from overlayrun.cli.patches import say_patch
@@ -44,7 +44,9 @@ def snapshot_line(snapshot: SnapshotInfo, back: int) -> str:
 
 
 def _say_change(opened: Opened, record: Record, snapshot: SnapshotInfo) -> None:
-    before = opened.repo.snapshot(snapshot.previous).tree if snapshot.previous else start(opened.repo, record).tree
+    before = (
+        opened.repo.snapshot(snapshot.previous).tree if snapshot.previous else start(opened.repo, record).tree
+    )
     say()
     say_patch(opened.repo.git_dir, before, snapshot.tree)
     say()

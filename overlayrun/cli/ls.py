@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-import click
+import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.cli.opened import open_here
 from overlayrun.cli.render import ago, coloured, say, say_json, say_table, size_text

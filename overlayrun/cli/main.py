@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
+import sys
 import time
 import traceback
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
-import click
+import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.cli.telling import show_error, tell
 from overlayrun.errors import OverlayrunError
@@ -50,7 +51,8 @@ MODULES: Final[dict[str, str]] = {
 }
 _HELP: Final = """Run a command in its own copy-on-write branch of this git repository.
 
-It sees your tree at the same path. What it does there becomes commits on a branch; your own tree stays as it is.
+It sees your tree at the same path. What it does there becomes commits on a branch;
+your own tree stays as it is.
 
 \b
 Examples:
@@ -84,14 +86,18 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in MODULES and not ctx.resilient_parsing:
-            ctx.fail(f"there is no command {args[0]!a}; to run a program: overlayrun -- {ascii(args[0])[1:-1]}")
+            ctx.fail(
+                f"there is no command {args[0]!a}; to run a program: overlayrun -- {ascii(args[0])[1:-1]}"
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section, names in SECTIONS.items():
             commands = [(name, self.get_command(ctx, name)) for name in names]
             with formatter.section(section):
-                formatter.write_dl([(name, command.get_short_help_str(100)) for name, command in commands if command])
+                formatter.write_dl(
+                    [(name, command.get_short_help_str(100)) for name, command in commands if command]
+                )
 
 
 def is_run(words: Sequence[str]) -> bool:
@@ -114,7 +120,12 @@ GROUP: Final = _Commands(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     params=[
         click.Option(
-            ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_version,
+            help="Show the version.",
         )
     ],
 )
@@ -130,10 +141,10 @@ def _show_help_alone(ctx: click.Context, status: Any) -> Any:
 
 def run_cli(words: list[str]) -> NoReturn:
     """Carry out a command line that is no lean run, and exit."""
-    ours = RUN_FAILED if is_run(words) or words[:1] and words[0] in _LIKE_A_RUN else None
+    ours = RUN_FAILED if is_run(words) or (words[:1] and words[0] in _LIKE_A_RUN) else None
     try:
         status = _carry_out(words, ours)
-        click.get_text_stream("stdout").flush()
+        sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has enough; the interpreter's own flush at exit would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,4 +1,4 @@
-"""What a command on workspaces opens: repository, state, git's store; interrupted workspaces are recovered first."""
+"""What a command on workspaces opens: repository, state, git's store; what was interrupted is recovered."""
 
 from __future__ import annotations
 

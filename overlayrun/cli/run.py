@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import click
-from click.shell_completion import CompletionItem
+import click  # noqa: TID251  # this is overlayrun/cli/
+from click.shell_completion import CompletionItem  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.cli.options import RUN_OPTIONS, Option, run_options
-from overlayrun.cli.words import BRANCH
+from overlayrun.cli.words import BRANCH, ParamType
 from overlayrun.launch import run
 
 
-class _Value(click.ParamType):
+class _Value(ParamType):
     """An option's own converter; choices are completed."""
 
     def __init__(self, option: Option) -> None:
@@ -67,8 +67,8 @@ run_command: Final = click.Command(
     callback=_run,
     help="""Run a command in a new branch, or in one that is there (-b).
 
-    The word `run` may be left out where `--` stands before the command. Exit code: the command's; 125 for a failure
-    of overlayrun, 126 not executable, 127 not found, 128+n for signal n.
+    The word `run` may be left out where `--` stands before the command. Exit code: the
+    command's; 125 for a failure of overlayrun, 126 not executable, 127 not found, 128+n for signal n.
     """,
     params=[
         *(_click_option(option) for option in RUN_OPTIONS),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-import click
+import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.capture import capture
 from overlayrun.cli.here import inside_of
@@ -21,12 +21,18 @@ from overlayrun.workspace.record import Record
 
 @click.command("snapshot", short_help="Commit the state of a branch now.")
 @branch_argument(required=False)
-@click.option("-m", "--message", metavar="TEXT", help="Message of the commit; with one it is made in any case.")
+@click.option(
+    "-m", "--message", metavar="TEXT", help="Message of the commit; with one it is made in any case."
+)
 @json_option
 def snapshot_command(*, text: str, message: str | None, as_json: bool) -> None:
     """Commit the state of a branch now, running or not. Inside a workspace: of this one."""
     if inside_of() is not None:
-        words = [*([text] if text else []), *([] if message is None else ["-m", message]), *["--json"] * as_json]
+        words = [
+            *([text] if text else []),
+            *([] if message is None else ["-m", message]),
+            *["--json"] * as_json,
+        ]
         raise SystemExit(snapshot_lean(words) or 0)
     opened = open_here()
     record = parse_revision(opened.layout, opened.repo, text).record

@@ -1,4 +1,4 @@
-"""`snapshot` of a running workspace, without click and pygit2: Python's start, one git process, one socket."""
+"""`snapshot` of a running workspace, without click and pygit2: one git process, one socket."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Wanted:
 
 
 def snapshot_lean(words: Sequence[str]) -> int | None:
-    """Carry out `snapshot *words` and give the exit status; None where click must: help, errors, idle workspaces."""
+    """Carry out `snapshot *words` and give the exit status; None for help, usage errors, idle workspaces."""
     wanted = _parse(words)
     if wanted is None:
         return None
@@ -93,7 +93,9 @@ def _ask(wanted: Wanted) -> tuple[str, dict[str, Any] | None]:
 
 def _ask_from_inside(wanted: Wanted, inside: str) -> dict[str, Any]:
     if wanted.branch not in ("", inside):
-        raise UsageError(f"from here only branch {inside} can be snapshotted", hint="overlayrun snapshot -m TEXT")
+        raise UsageError(
+            f"from here only branch {inside} can be snapshotted", hint="overlayrun snapshot -m TEXT"
+        )
     path = os.environ.get("OVERLAYRUN_SOCKET", "/run/overlayrun/control")
     return _checked(ask(os.path.dirname(path), os.path.basename(path), _request(wanted.message))[0])
 
@@ -109,7 +111,9 @@ def _request(message: str | None) -> dict[str, Any]:
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     if "error" in answer:
-        raise SnapshotError(f"no snapshot was taken: {printable(str(answer['error']))}", hint="see: overlayrun status")
+        raise SnapshotError(
+            f"no snapshot was taken: {printable(str(answer['error']))}", hint="see: overlayrun status"
+        )
     return answer
 
 

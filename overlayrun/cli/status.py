@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import click
+import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.cli.opened import Opened, open_here
 from overlayrun.cli.render import ago, count_text, say, say_json, say_table, size_text, span_text
@@ -31,7 +31,7 @@ _HEADS = ("BRANCH", "RUNS", "PROCESSES", "MEMORY", "CPU", "LAST SNAPSHOT", "FILE
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A running workspace. usage: None where the run did not answer. snapshot: the last one; change: in it."""
+    """A running workspace. usage: None where the run did not answer. snapshot: the last; change: in it."""
 
     record: Record
     usage: Usage | None

@@ -49,7 +49,8 @@ def try_control_groups() -> str:
             for place in places:
                 _divide(place)
         except OSError as err:
-            refusal = err
+            # Of two refusals the one by a tree that is there says more.
+            refusal = err if refusal.errno == errno.ENODEV else refusal
             continue
         return f"{version}: {' '.join(limits)}"
     raise refusal

@@ -60,7 +60,9 @@ def _open(layer: Layer) -> list[int]:
     if isinstance(layer, Bind):
         return _open_bind(layer)
     if isinstance(layer, Devices):
-        return [syscalls.open_tree(f"/dev/{device}", abi.OPEN_TREE_CLONE) for device in _DEVICES]
+        console = [layer.console] if layer.console else []
+        paths = [*(f"/dev/{device}" for device in _DEVICES), *console]
+        return [syscalls.open_tree(path, abi.OPEN_TREE_CLONE) for path in paths]
     return []
 
 
@@ -176,7 +178,7 @@ def _make_target(target: str, *, directory: bool) -> None:
 
 def _attach_devices(opened: list[int]) -> None:
     _mount_tmpfs("/dev", "mode=755")
-    for device, fd in zip(_DEVICES, opened, strict=True):
+    for device, fd in zip((*_DEVICES, "console"), opened, strict=False):  # the console only if there is one
         _make_target(f"/dev/{device}", directory=False)
         _move(fd, f"/dev/{device}")
     for directory in ("pts", "shm"):

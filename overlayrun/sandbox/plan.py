@@ -29,10 +29,16 @@ class Tmpfs:
 
 
 class Devices:
-    """A private /dev: null, zero, full, random, urandom, tty, and terminals and shared memory of its own."""
+    """A private /dev: null, zero, full, random, urandom, tty, and terminals and shared memory of its own.
 
-    __slots__ = ()
+    console: the user's terminal, shown as /dev/console, so that ttyname(3) finds a name for it.
+    """
+
+    __slots__ = ("console",)
     name = "private /dev"
+
+    def __init__(self, console: str | None) -> None:
+        self.console = console
 
 
 class Processes:
@@ -95,6 +101,7 @@ class View:
 
     __slots__ = (
         "binds",
+        "console",
         "git_stack",
         "git_upper",
         "home",
@@ -131,6 +138,7 @@ class View:
         self.passed: list[str] = []
         self.binds: list[tuple[str, bool]] = []
         self.name_servers: str | None = None
+        self.console: str | None = None
 
 
 def sandbox_plan(view: View) -> list[Layer]:
@@ -140,7 +148,7 @@ def sandbox_plan(view: View) -> list[Layer]:
         Tmpfs("private /tmp", "/tmp", mode=0o1777),
         Tmpfs("private /var/tmp", "/var/tmp", mode=0o1777),
         Tmpfs("private /run", "/run"),
-        Devices(),
+        Devices(view.console),
         *_home(view),
         *(Tmpfs("mask", path, mode=0o700) for path in view.masked),
     ]

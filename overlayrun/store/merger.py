@@ -79,17 +79,19 @@ def _target_rules(repo: Repo, base: CommitId, target: CommitId, source: CommitId
     """Environment of a work tree with the target's .gitattributes, for directories that the merge meets."""
     with tempfile.TemporaryDirectory(prefix="overlayrun-merge-") as place:
         for directory in _met_directories(repo.git_dir, base, target, source):
-            content = _rules_of(repo, target, directory)
-            if content is not None:
-                path = os.path.join(os.fsencode(place), directory)
-                os.makedirs(path, exist_ok=True)
-                with open(os.path.join(path, _RULES), "wb") as file:
-                    file.write(content)
+            _place_rules(os.path.join(os.fsencode(place), directory), _rules_of(repo, target, directory))
         yield {
             "GIT_WORK_TREE": place,
             "GIT_INDEX_FILE": f"{place}/.git/index",  # missing, or the user's would answer for absent files
             **config_environment([("core.fsync", "loose-object"), ("core.fsmonitor", "false")]),
         }
+
+
+def _place_rules(directory: bytes, content: bytes | None) -> None:
+    if content is not None:
+        os.makedirs(directory, exist_ok=True)
+        with open(os.path.join(directory, _RULES), "wb") as file:
+            file.write(content)
 
 
 def _met_directories(git_dir: str, base: CommitId, target: CommitId, source: CommitId) -> set[bytes]:

@@ -204,9 +204,9 @@ class Repo:
             with self._repo.transaction() as transaction:
                 for update in updates:
                     transaction.lock_ref(update.ref)
-                for update in updates:
-                    if self.ref(update.ref) != update.old:
-                        raise RefMoved(f"{update.ref} was moved by somebody else meanwhile")
+                moved = [update.ref for update in updates if self.ref(update.ref) != update.old]
+                if moved:
+                    raise RefMoved(f"{moved[0]} was moved by somebody else meanwhile")
                 for update in updates:
                     assert update.new is not None
                     transaction.set_target(update.ref, update.new, message=f"overlayrun: {why}")

@@ -124,3 +124,11 @@ def test_the_users_files_index_and_refs_stay(place: Place) -> None:
     merge_trees(place.git_dir, base, base, source)
     assert (place.path / ".git/index").read_bytes() == index
     assert [path.name for path in place.path.iterdir()] == [".git"]
+
+
+def test_attributes_in_the_users_index_do_not_count(place: Place) -> None:
+    base = place.commit({"u": "0\n"})
+    target = place.commit({"u": "0\nt\n"}, base)
+    source = place.commit({"u": "0\ns\n"}, base)
+    place.commit({".gitattributes": "u merge=union\n"})  # leaves its tree in the index
+    assert merge_trees(place.git_dir, base, target, source).conflicts == (Conflict(b"u", "contents"),)

@@ -1,0 +1,157 @@
+"""`show`: everything about one branch, or one snapshot."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Final
+
+import click  # noqa: TID251  # this is overlayrun/cli/
+
+from overlayrun.cli.log import snapshot_line
+from overlayrun.cli.opened import Opened, open_here
+from overlayrun.cli.patches import say_stat
+from overlayrun.cli.render import count_text, moment_text, say, say_json, say_pairs, size_text, span_text
+from overlayrun.cli.shapes import left_out_shape, snapshot_shape, workspace_shape
+from overlayrun.cli.words import branch_argument, json_option
+from overlayrun.errors import WorkspaceBusy
+from overlayrun.overview import Overview, State, left_out, overview
+from overlayrun.report import printable
+from overlayrun.revision import Revision, parse_revision, start
+from overlayrun.snapshot import LeftOut
+from overlayrun.store.refs import branch_ref, snapshots_ref
+from overlayrun.workspace.lock import lock
+from overlayrun.workspace.record import Record, Run
+
+_SNAPSHOTS: Final = 5
+
+
+@click.command("show", short_help="Show everything about one branch or snapshot.")
+@branch_argument("[BRANCH | B@{N}]", required=False)
+@json_option
+def show_command(*, text: str, as_json: bool) -> None:
+    """Show everything about one branch; with @{n}, one snapshot and the size of its change."""
+    opened = open_here()
+    revision = parse_revision(opened.layout, opened.repo, text)
+    if "@" in text:
+        _show_snapshot(opened, revision, text, as_json=as_json)
+        return
+    item = overview(opened.layout, opened.repo, revision.record)
+    lost = _left_out(opened, item)
+    if as_json:
+        say_json(_shape(opened, item, lost))
+        return
+    say_pairs([*_facts(opened, item), *_snapshots(opened, item), *_left_out_facts(lost)])
+
+
+def _snapshots(opened: Opened, item: Overview) -> Iterator[tuple[str, str]]:
+    for back, snapshot in enumerate(islice(opened.repo.snapshots(item.record.id), _SNAPSHOTS)):
+        yield "" if back else "snapshots", snapshot_line(snapshot, back)
+    if item.snapshots > _SNAPSHOTS:
+        yield "", f"{item.snapshots - _SNAPSHOTS} more: overlayrun log {item.record.branch}"
+
+
+def _left_out_facts(lost: tuple[LeftOut, ...]) -> Iterator[tuple[str, str]]:
+    for number, item in enumerate(lost):
+        yield "" if number else "left out", f"{printable(os.fsdecode(item.path))}: {item.reason.value}"
+
+
+def _left_out(opened: Opened, item: Overview) -> tuple[LeftOut, ...]:
+    """What a snapshot can't hold, of an idle workspace: a running one may change under the reader."""
+    if item.state is not State.IDLE:
+        return ()
+    try:
+        held = lock(opened.layout.workspace(item.record.id).lock)
+    except WorkspaceBusy:
+        return ()
+    try:
+        return left_out(opened.layout, item.record)
+    finally:
+        os.close(held)
+
+
+def _facts(opened: Opened, item: Overview) -> list[tuple[str, str]]:
+    record, change = item.record, item.change
+    facts = [
+        ("branch", record.branch),
+        ("state", item.state.value + (f": {item.fault}" if item.fault else "")),
+        ("base", _base(opened, record)),
+        ("target", record.target or "none: it began on a detached HEAD"),
+        ("created", moment_text(record.created)),
+        ("prompt", record.prompt or ""),
+        ("last run", _run_text(record.last_run) if record.last_run else "none"),
+        ("change", f"{count_text(change.files, 'file')}, +{change.insertions} -{change.deletions} lines"),
+        ("standing", _standing(item)),
+        ("took along", ", ".join(record.carried)),
+        ("home", "private" if record.home == "private" else "copy-on-write view of yours"),
+        ("disk", size_text(item.size)),
+        ("workspace", item.place),
+        ("refs", f"{branch_ref(record.branch)} {snapshots_ref(record.id)}"),
+    ]
+    return [(name, printable(value)) for name, value in facts if value]
+
+
+def _base(opened: Opened, record: Record) -> str:
+    base = (
+        f"{record.base[:10]} {opened.repo.commit(record.base).subject}" if record.base else "the empty tree"
+    )
+    return f"{base}, with your uncommitted changes ({record.dirty[:10]})" if record.dirty else base
+
+
+def _run_text(run: Run) -> str:
+    words = shlex.join(run.command)
+    if run.ended is None:
+        return f"{words} (since {moment_text(run.started)})"
+    return f"{words} (status {run.status}, {span_text(run.ended - run.started)}, {moment_text(run.ended)})"
+
+
+def _standing(item: Overview) -> str:
+    if item.ahead is None:
+        return "no target to compare with"
+    if item.landed:
+        return f"landed in {item.record.target}"
+    return f"{count_text(item.ahead, 'commit')} ahead of {item.record.target}"
+
+
+def _shape(opened: Opened, item: Overview, lost: tuple[LeftOut, ...]) -> dict[str, Any]:
+    record = item.record
+    listed = [snapshot_shape(each, back) for back, each in enumerate(opened.repo.snapshots(record.id))]
+    paths = {"workspace": item.place, "upper": opened.layout.workspace(record.id).upper}
+    refs = [branch_ref(record.branch), snapshots_ref(record.id)]
+    return {
+        "workspace": workspace_shape(item),
+        "snapshot_list": listed,
+        "left_out": [left_out_shape(path) for path in lost],
+        "carried": record.carried,
+        "paths": paths,
+        "refs": refs,
+    }
+
+
+def _show_snapshot(opened: Opened, revision: Revision, text: str, *, as_json: bool) -> None:
+    snapshot = revision.snapshot
+    assert snapshot is not None
+    back = int(text.rpartition("{")[2].rstrip("}"))
+    before = (
+        opened.repo.snapshot(snapshot.previous).tree
+        if snapshot.previous
+        else start(opened.repo, revision.record).tree
+    )
+    if as_json:
+        stat = opened.repo.diff_stat(before, snapshot.tree)
+        change = {"files": stat.files, "insertions": stat.insertions, "deletions": stat.deletions}
+        shape = {
+            **snapshot_shape(snapshot, back),
+            "message": opened.repo.commit(snapshot.commit).message,
+            "change": change,
+        }
+        say_json({"branch": revision.record.branch, "snapshot": shape})
+        return
+    say(snapshot_line(snapshot, back))
+    say()
+    for line in opened.repo.commit(snapshot.commit).message.rstrip("\n").split("\n"):
+        say(f"    {printable(line)}".rstrip())
+    say()
+    say_stat(opened.repo.git_dir, before, snapshot.tree)

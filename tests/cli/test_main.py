@@ -1,0 +1,128 @@
+"""The group: help, version, unknown words, exit codes, and what happens to a bug."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import UserRepo
+
+COMMANDS = (
+    "run exec shell ls status show log diff snapshot restore apply merge rm gc doctor config completion".split()
+)
+
+
+def test_without_arguments_it_shows_its_help(repo: UserRepo) -> None:
+    alone, asked = repo.overlayrun(), repo.overlayrun("--help")
+    assert (alone.code, asked.code) == (0, 0)
+    assert alone.out == asked.out
+    assert alone.err == ""
+
+
+def test_the_help_groups_every_command_and_shows_three_examples(repo: UserRepo) -> None:
+    text = repo.overlayrun("--help").out
+    names = [line.split()[0] for line in text.splitlines() if line.startswith("  ") and line.split()]
+    assert [name for name in names if name in COMMANDS] == COMMANDS
+    assert text.count("    overlayrun ") == 3
+    for section in ("Run:", "Look:", "Keep:", "Bring home:", "Keep house:"):
+        assert f"\n{section}\n" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help(repo: UserRepo, name: str) -> None:
+    done = repo.overlayrun(name, "--help")
+    assert done.code == 0
+    assert done.out.startswith(f"Usage: overlayrun {name} ")
+    assert done.err == ""
+
+
+def test_version(repo: UserRepo) -> None:
+    done = repo.overlayrun("--version")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("overlayrun 0.")
+
+
+def test_an_unknown_command_is_told_how_to_run_a_program(repo: UserRepo) -> None:
+    done = repo.overlayrun("opencode")
+    assert done.code == 2
+    assert done.ours[0] == "there is no command 'opencode'; to run a program: overlayrun -- opencode"
+    assert done.out == ""
+
+
+def test_an_unknown_word_can_not_write_to_the_terminal(repo: UserRepo) -> None:
+    assert "\x1b" not in repo.overlayrun("\x1b[2J").err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["ls", "--bogus"], 2, "No such option"),
+        (["ls", "surplus"], 2, "Got unexpected extra argument (surplus)"),
+        (["apply"], 2, "Missing argument 'BRANCH'."),
+        (["apply", "nope"], 3, "no workspace is called 'nope'"),
+        (["run", "--bogus", "--", "true"], 125, "No such option"),
+        (["--bogus", "--", "true"], 125, "No such option"),
+        (["run", "--every", "soon", "--", "true"], 125, "Invalid value for '--every': 'soon' is not SPAN"),
+        (["run", "--dirty", "all", "--", "true"], 125, "Invalid value for '--dirty'"),
+        (["-b", "x"], 125, "no command after --"),
+        (["run"], 125, "no command after --"),
+        (["exec"], 125, "Missing argument 'BRANCH'."),
+        (["shell", "nope"], 125, "no workspace is called 'nope'"),
+    ],
+)
+def test_errors_say_what_and_end_with_the_promised_code(
+    repo: UserRepo, words: list[str], code: int, line: str
+) -> None:
+    done = repo.overlayrun(*words)
+    assert done.code == code, str(done)
+    assert done.ours[0].startswith(line)
+    assert done.ours[-1].startswith("hint: ")
+    assert "Traceback" not in done.err
+    assert done.out == ""
+
+
+@pytest.mark.parametrize("name", ["ls", "status", "log", "diff", "gc", "config", "apply", "rm"])
+def test_outside_of_a_repository_commands_say_so(repo: UserRepo, tmp_path: Path, name: str) -> None:
+    words = [name, "b"] if name in ("apply", "rm") else [name]
+    done = repo.overlayrun(*words, cwd=tmp_path)
+    assert done.code == 3
+    assert done.ours == [f"not a git repository: {tmp_path}", "hint: cd into one, or make one: git init"]
+
+
+def test_looking_at_a_repository_makes_no_state(repo: UserRepo) -> None:
+    for name in ("ls", "status", "config", "gc"):
+        assert repo.overlayrun(name).code == 0
+    assert not repo.state.exists()
+
+
+def test_run_with_its_name_is_the_same_as_without(repo: UserRepo) -> None:
+    done = repo.overlayrun("run", "-b", "b", "--", "sh", "-c", "echo out; exit 9")
+    assert (done.code, done.out) == (9, "out\n")
+    assert repo.overlayrun("run", "-b", "b", "sh", "-c", "exit $#", "sh", "-b", "--").code == 2
+
+
+def test_a_bug_ends_with_70_and_leaves_its_traceback_in_a_file(repo: UserRepo) -> None:
+    code = "from overlayrun.cli.main import MODULES, run_cli; MODULES['ls'] = 'missing'; run_cli(['ls'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repo.root, env=repo.env, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 70
+    assert "Traceback" not in done.stderr
+    log = Path(done.stderr.split()[-1])
+    assert log.is_relative_to(repo.home / ".local/state/overlayrun/log")
+    assert "overlayrun.cli.missing" in log.read_text()
+
+
+def test_a_reader_that_has_enough_is_no_error(repo: UserRepo) -> None:
+    repo.inside("seq 100000 >long")
+    script = f"{repo.command()[0]} diff b | head -n 1"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=repo.root, env=repo.env, check=False, capture_output=True, text=True
+    )
+    assert done.stdout == "diff --git a/long b/long\n"
+    assert done.stderr == ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 import sys
 import time
@@ -54,7 +55,7 @@ def examine(repository: Repository | None) -> list[Finding]:
     return found
 
 
-def explain(err: OSError | None, state: str | None = None) -> tuple[str, str]:
+def explain(err: OSError | OverlayrunError | None, state: str | None = None) -> tuple[str, str]:
     """Why a sandbox could not be made, in one line, and what to type next.
 
     Goes through what a run needs in the order of its need and names the first thing that is missing.
@@ -64,9 +65,12 @@ def explain(err: OSError | None, state: str | None = None) -> tuple[str, str]:
         for finding in _required(state, scratch, trouble):
             if finding.state is State.MISSING:
                 return f"the sandbox can't be made here: {finding.name}: {finding.found}", finding.cure
+    hint = "overlayrun doctor tells what this machine lacks"
+    if isinstance(err, OverlayrunError):
+        return err.brief, err.hint or hint
     words = f": {err.strerror or err}" if err else ""
     where = f": {err.filename}" if err and err.filename else ""
-    return f"the sandbox could not be made{words}{where}", "overlayrun doctor tells what this machine lacks"
+    return f"the sandbox could not be made{words}{where}", hint
 
 
 def _required(state: str | None, scratch: str | None, trouble: OSError | None) -> Iterator[Finding]:
@@ -210,7 +214,8 @@ def _state(state: str, trouble: OSError | None) -> Finding:
         info = os.lstat(state)
         ours = stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid() and not info.st_mode & 0o077
         if not ours:
-            cure = f"look at it, then: chown -R $USER {state} && chmod 700 {state}"
+            quoted = shlex.quote(state)
+            cure = f"look at it, then: chown -R $USER {quoted} && chmod 700 {quoted}"
             return Finding("state directory", State.MISSING, f"{where} is not yours alone", why, cure)
     return Finding("state directory", State.OK, where, why)
 

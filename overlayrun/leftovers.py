@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 
@@ -51,10 +52,11 @@ def _broken(layout: Layout) -> Iterator[Finding]:
             continue  # a run is making it just now
         place = free[root]
         count = _count(place.upper)
+        remove = f"rm -r {shlex.quote(root)}"
         cure = (
-            f"save what you need from {place.upper}, then: rm -r {root}"
+            f"save what you need from {place.upper}, then: {remove}"
             if count
-            else f"nothing is to be saved: rm -r {root}"
+            else f"nothing is to be saved: {remove}"
         )
         found = f"{_reason(place)}; {place.upper} has {count} entries"
         yield Finding("broken record", State.LIMITED, found, "no command finds this workspace any more", cure)
@@ -83,7 +85,7 @@ def _interrupted(layout: Layout) -> Iterator[Finding]:
                 State.LIMITED,
                 f"the last run of branch {record.branch} was killed; its changes are kept",
                 "its last snapshot is not taken yet",
-                f"overlayrun snapshot {record.branch}",
+                f"overlayrun snapshot {shlex.quote(record.branch)}",
             )
 
 
@@ -104,7 +106,7 @@ def _half_made(layout: Layout) -> Iterator[Finding]:
                 continue
             gone = pid == "gone" and not _is_held(WorkspaceLayout(path))
             if gone or (pid.isdecimal() and not _lives(pid)):
-                yield _garbage("half-made directory", path)
+                yield _garbage("half-made directory", path, by_gc=place not in (layout.root, above))
 
 
 def _torn(layout: Layout) -> Iterator[Finding]:
@@ -115,7 +117,9 @@ def _torn(layout: Layout) -> Iterator[Finding]:
             pid = stem.rpartition(".")[2]
             if end == "new" and pid.isdecimal() and not _lives(pid):
                 path = f"{place}/{name}"
-                yield Finding("torn write", State.LIMITED, path, "it takes room, no more", f"rm {path}")
+                yield Finding(
+                    "torn write", State.LIMITED, path, "it takes room, no more", f"rm {shlex.quote(path)}"
+                )
 
 
 def _sockets(layout: Layout) -> Iterator[Finding]:
@@ -145,5 +149,8 @@ def _lives(pid: str) -> bool:
     return os.path.exists(f"/proc/{pid}")
 
 
-def _garbage(name: str, path: str) -> Finding:
-    return Finding(name, State.LIMITED, path, "it takes room, no more", "overlayrun gc")
+def _garbage(name: str, path: str, *, by_gc: bool = True) -> Finding:
+    quoted = shlex.quote(path)
+    # Overlayfs leaves directories of mode 000 behind.
+    cure = "an hour after it was left: overlayrun gc" if by_gc else f"chmod -R u+rwX {quoted}; rm -r {quoted}"
+    return Finding(name, State.LIMITED, path, "it takes room, no more", cure)

@@ -76,7 +76,7 @@ def _used_up(ability: str) -> Words:
     name = f"max_{ability}_namespaces"
     limit = probe.read_switch(f"user/{name}")
     if limit is None:
-        return "the number of namespaces is used up", "end what holds them: lsns"
+        return "namespaces or mounts are used up", "end what holds them: lsns, findmnt; or raise fs.mount-max"
     cure = f"sudo sysctl user.{name}={max(_ENOUGH, 2 * limit)}"
     if limit == 0:
         return f"user.{name} is 0", cure

@@ -107,7 +107,7 @@ def _layers_by_descriptor() -> str:
     syscalls.fsconfig(context, abi.FSCONFIG_SET_FLAG, "userxattr")
     syscalls.fsconfig(context, abi.FSCONFIG_CMD_CREATE)
     syscalls.fsmount(context, abi.MOUNT_ATTR_NOSUID)
-    return str(count)
+    return f"{count} layers a mount"
 
 
 def _no_new_privileges() -> str:
@@ -152,7 +152,10 @@ def _landlock() -> str:
     try:
         os.close(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
     except PermissionError:
-        return str(version)
+        return (
+            confirm(version > 1, "version 1 would forbid renames between directories")
+            and f"version {version}"
+        )
     raise OSError(errno.EIO, "its rules have no effect")
 
 

@@ -42,7 +42,12 @@ def attempt(action: Callable[[], str], flags: int = 0) -> Try:
     themselves unless it is the only one.
     """
     read, write = os.pipe()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as err:  # EAGAIN: no more processes for this user
+        os.close(read)
+        os.close(write)
+        return Try(err.errno or errno.EAGAIN, words_of(err))
     if pid == 0:
         _be_child(write, action, flags)
     os.close(write)

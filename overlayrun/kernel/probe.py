@@ -12,6 +12,13 @@ from overlayrun.kernel.attempt import Try, attempt
 from overlayrun.kernel.cgroups import mounts
 from overlayrun.kernel.disk import STORAGE, try_disk
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+# Directories that hold nothing but a mountpoint: a mount there covers nothing (mount_is_visible, fs/namespace.c).
+_EMPTY: Final = ("/proc/sys/fs/binfmt_misc", "/proc/fs/nfsd")
+
 
 class Capabilities:
     """Abilities by name, each tried when it is first asked for, and once.
@@ -75,7 +82,7 @@ def is_chrooted() -> bool:
 def has_covered_processes() -> bool:
     """Whether parts of /proc are covered or read-only, as containers have it; a new one is refused then."""
     try:
-        return any(point.startswith("/proc/") and fstype != "binfmt_misc" for _, point, fstype, _ in mounts())
+        return any(point.startswith("/proc/") and point not in _EMPTY for _, point, _, _ in mounts())
     except OSError:
         return False
 

@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from overlayrun.doctor import explain
+from overlayrun.errors import MountError
 
 from .lab import scene
 
@@ -76,6 +77,11 @@ CLOSED: Final = {
         "os.chroot('jail'); os.chdir('/'); answer_reason()",
         "user namespaces: the kernel forbids it in a chroot: clone: Operation not permitted",
         "outside the chroot",
+    ),
+    "no-processes-left": (
+        "import os, resource; enter(1000); resource.setrlimit(resource.RLIMIT_NPROC, (0, 0)); answer_reason()",
+        "user namespaces: ",
+        "sandbox",
     ),
     "no-mount-setattr": (
         "forbid(abi.NR_MOUNT_SETATTR, ENOSYS); answer_reason()",
@@ -151,3 +157,7 @@ def test_where_nothing_is_missing_the_failure_itself_is_told() -> None:
     brief, hint = explain(OSError(ENOMEM, "clone: Cannot allocate memory"))
     assert brief == "the sandbox could not be made: clone: Cannot allocate memory"
     assert "doctor" in hint
+    assert explain(MountError("HOME: Invalid argument", hint="look there")) == (
+        "HOME: Invalid argument",
+        "look there",
+    )

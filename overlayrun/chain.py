@@ -55,6 +55,11 @@ class Occasion:
     message: str | None
 
 
+def is_half_moved(job: SnapshotJob) -> bool:
+    """Whether a snapshot was killed while it moved the refs, so that one of them may still be behind."""
+    return os.path.exists(f"{job.hashes}{_MARK}")
+
+
 @dataclass(frozen=True, slots=True)
 class Appended:
     """tip: what the branch stands for; note: why the branch itself did not move, if so."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 
 from overlayrun import keeper
 from overlayrun.errors import HostError, MountError
 from overlayrun.keeper import Command
 from overlayrun.kernel import namespaces, syscalls
+from overlayrun.streams import pump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -124,45 +124,10 @@ class LiveSandbox:
         os.close(in_read)
         os.close(out_write)
         try:
-            output = _exchange(in_write, out_read, data)
+            (output,) = pump(in_write, data, [out_read])
         finally:
             _, status = os.waitpid(pid, 0)
         return os.waitstatus_to_exitcode(status), output
-
-
-_OUTPUT_LIMIT = 2 << 30
-_CHUNK = 1 << 16
-
-
-def _exchange(write_fd: int, read_fd: int, data: bytes) -> bytes:
-    """Feed `data` and collect the answer, whichever is possible; closes both descriptors."""
-    os.set_blocking(write_fd, False)
-    waiting = select.poll()
-    waiting.register(read_fd, select.POLLIN)
-    waiting.register(write_fd, select.POLLOUT)
-    rest, parts, size = memoryview(data), [], 0
-    try:
-        while True:
-            for fd, _ in waiting.poll():
-                if fd == read_fd:
-                    part = os.read(read_fd, _CHUNK)
-                    parts.append(part)
-                    size += len(part)
-                    if not part or size > _OUTPUT_LIMIT:
-                        return b"".join(parts)
-                    continue
-                try:
-                    rest = rest[os.write(write_fd, rest[:_CHUNK]) :] if rest else rest
-                except BrokenPipeError:
-                    rest = rest[:0]
-                if not rest:
-                    waiting.unregister(write_fd)
-                    os.close(write_fd)
-                    write_fd = -1
-    finally:
-        os.close(read_fd)
-        if write_fd >= 0:
-            os.close(write_fd)
 
 
 def run_joined(joined: Sequence[int], command: Command, streams: tuple[int, int, int] | None = None) -> None:

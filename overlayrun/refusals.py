@@ -44,6 +44,11 @@ def closed(ability: str, tried: Try) -> Words:
     """Who forbids a namespace, or a mount in one."""
     if tried.errno in (errno.ENOSPC, errno.EUSERS):
         return _used_up(ability)
+    if tried.errno == errno.EAGAIN:
+        return (
+            f"this user may start no more processes: {tried.text}",
+            "end some, or raise the limit: ulimit -u",
+        )
     return _by_switch(ability, tried) or _by_surroundings(ability, tried)
 
 
@@ -129,9 +134,14 @@ def no_groups(_: str, tried: Try) -> Words:
     )
 
 
-def links(_: str, tried: Try) -> Words:
+def links(ability: str, tried: Try) -> Words:
     """A file system that shares nothing between files."""
-    return tried.text, f"nothing is to be done: files are copied instead; or {_ELSEWHERE}"
+    instead = (
+        "copied or hard linked instead (xfs and btrfs have them)"
+        if ability == "reflink"
+        else "copied instead"
+    )
+    return tried.text, f"nothing is to be done: files are {instead}"
 
 
 def is_older(major: int, minor: int) -> bool:

@@ -127,7 +127,7 @@ class _Run:
         def take(reason: SnapshotReason, message: str | None) -> Snapshot:
             from overlayrun.capture import capture  # pygit2: 60 ms, once something is to be taken
 
-            return capture(self.layout, self.record, reason, message, live)
+            return capture(self.layout, self.record, reason, message or self.options.message, live)
 
         return take
 

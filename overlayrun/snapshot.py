@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from overlayrun.chain import Link, Occasion, append
+from overlayrun.chain import Link, Occasion, append, is_half_moved
 from overlayrun.collector import Collector, LeftOut, LeftOutReason, Limits
 from overlayrun.errors import SnapshotError
 from overlayrun.layers.upper import walk_upper
@@ -60,18 +60,17 @@ class _Found:
 def take_snapshot(job: SnapshotJob, *, reason: SnapshotReason, message: str | None) -> Snapshot:
     """Commit the workspace's state to its snapshot chain and move its branch.
 
-    message: subject and body of the commits; without one, a summary. An interval, or a request without a
-    message,
-    makes no snapshot when nothing changed. The branch moves only from where the last snapshot left it, and
-    not while
-    the user has it checked out; the chain gets the snapshot all the same. Every object and ref is flushed.
+    message: subject and body of the commits; without one, a summary. Nothing new since the last snapshot
+    makes none, unless it is asked for with a message, or recovers from a kill. The branch moves only from
+    where the last snapshot left it, and not while the user has it checked out; the chain gets the snapshot
+    all the same. Every object and ref is flushed.
     Raises SnapshotError, StoreError (RefMoved: another snapshot of this workspace was taken meanwhile).
     """
     scene = _look_around(job)
     with ObjectWriter(scene.repo.objects) as writer:
         try:
             found = _collect(job, scene, writer, reason)
-            if _is_unchanged(scene, found, reason, message):
+            if _is_unchanged(job, scene, found, reason, message):
                 return _unchanged(job, scene, found)
             return _record(job, scene, found, writer, Occasion(reason, message))
         except OSError as err:
@@ -143,13 +142,22 @@ def _raw(tree: TreeId) -> bytes | None:
     return None if tree == EMPTY_TREE else bytes.fromhex(tree)
 
 
-def _is_unchanged(scene: _Scene, found: _Found, reason: SnapshotReason, message: str | None) -> bool:
-    if reason in (SnapshotReason.EXIT, SnapshotReason.RECOVERY):
+def _is_unchanged(
+    job: SnapshotJob, scene: _Scene, found: _Found, reason: SnapshotReason, message: str | None
+) -> bool:
+    if reason is SnapshotReason.RECOVERY or (reason is SnapshotReason.REQUEST and message is not None):
         return False
-    if reason is SnapshotReason.REQUEST and message is not None:
+    if reason is SnapshotReason.EXIT and (is_half_moved(job) or not _says(scene.previous, message)):
         return False
     last = (scene.previous.tree, scene.previous.head) if scene.previous else (scene.start, None)
     return last == (found.tree, scene.imported.head)
+
+
+def _says(previous: SnapshotInfo | None, message: str | None) -> bool:
+    """Whether there is a last snapshot, the branch stands at it, and it has the words this one would have."""
+    if previous is None or previous.written != previous.tip:
+        return False
+    return message is None or previous.subject == message.partition("\n")[0].strip()
 
 
 def _record(

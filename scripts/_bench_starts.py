@@ -1,4 +1,4 @@
-"""Rows about starting: warm, first, at another commit, with a large ignored directory; and the disk it takes."""
+"""Rows about starting: warm, first, at another commit, with a large ignored directory; and the disk taken."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import pytest
 
-PATIENCE: Final = 90.0
+PATIENCE: Final = 60.0
 """Seconds after which something is taken to hang on a busy machine: a net, not a claim."""
 _BIN: Final = Path(sys.executable).parent
 _GITCONFIG: Final = (
@@ -139,11 +139,12 @@ class Terminal:
 
     def expect(self, text: str) -> None:
         """Wait until `text` is shown, after what the last `expect` found."""
-        wait_until(lambda: text in self.text()[self._seen :], f"{text!r} in {self._read!r}")
+        wait_until(lambda: text in self.text()[self._seen :] or self.process.poll() is not None, text)
+        assert text in self.text()[self._seen :], f"no {text!r} in {self._read!r}"
         self._seen = self.text().index(text, self._seen) + len(text)
 
     def end(self) -> int:
-        wait_until(lambda: (self.text(), self.process.poll())[1] is not None, f"the end, {self._read!r}")
+        wait_until(lambda: (self.text(), self.process.poll())[1] is not None, "the end")
         self.text()
         return self.process.returncode
 

@@ -43,10 +43,11 @@ def test_a_dirty_file_in_the_way_refuses_the_merge(repo: UserRepo) -> None:
     repo.commit("start", text="one\n")
     repo.inside("echo agent >text", "--dirty", "ignore")
     repo.write("text", "my unsaved work\n")
-    before, refs = repo.picture(), repo.refs()
+    staged, refs = repo.git("ls-files", "-s"), repo.refs()
     done = repo.overlayrun("merge", "b")
     assert done.code == 3, str(done)
-    assert (repo.picture(), repo.refs()) == (before, refs)
+    assert (repo.git("ls-files", "-s"), repo.refs()) == (staged, refs)
+    assert (repo.root / "text").read_text() == "my unsaved work\n"
 
 
 def test_an_ignored_file_in_the_way_is_not_overwritten(repo: UserRepo) -> None:
@@ -98,7 +99,7 @@ def test_merging_again_says_that_it_is_in(repo: UserRepo) -> None:
 
 def test_apply_brings_the_change_as_uncommitted_and_keeps_head_and_index(repo: UserRepo) -> None:
     repo.commit("start", text="one\n", mine="one\n", gone="x\n")
-    repo.inside("echo agent >text; rm gone; printf 'a\\0b' >binary; chmod +x text; ln -s text link")
+    repo.inside("echo agent >text; rm gone; printf 'a\\0b' >binary; chmod +x text; ln -s text alias")
     repo.write("mine", "my work\n")
     head, index = repo.git("rev-parse", "HEAD"), repo.git("ls-files", "-s")
     done = repo.overlayrun("apply", "b")
@@ -107,7 +108,7 @@ def test_apply_brings_the_change_as_uncommitted_and_keeps_head_and_index(repo: U
     assert os.access(repo.root / "text", os.X_OK)
     assert not (repo.root / "gone").exists()
     assert (repo.root / "binary").read_bytes() == b"a\0b"
-    assert os.readlink(repo.root / "link") == "text"
+    assert os.readlink(repo.root / "alias") == "text"
     assert (repo.root / "mine").read_text() == "my work\n"
     assert (repo.git("rev-parse", "HEAD"), repo.git("ls-files", "-s")) == (head, index)
 

@@ -20,8 +20,8 @@ def grown(repo: UserRepo) -> UserRepo:
 def test_the_workspace_shows_the_snapshots_files_again(grown: UserRepo) -> None:
     done = grown.overlayrun("restore", "b", "@{2}")
     assert done.code == 0, str(done)
-    assert grown.inside("ls -A").split() == [".git", ".gitignore", "keep", "one"]
-    assert grown.files("b").keys() == {".gitignore", "keep", "one"}
+    assert grown.inside("ls one two three deep old 2>/dev/null || true").split() == ["one"]
+    assert {"keep", "one", "two", "old"} & grown.files("b").keys() == {"keep", "one"}
 
 
 def test_the_chain_only_grows(grown: UserRepo) -> None:
@@ -54,7 +54,7 @@ def test_carried_files_stay_as_the_branch_left_them(repo: UserRepo) -> None:
     repo.inside("echo 1 >one")
     repo.inside("echo branch >.env; echo 2 >two")
     repo.overlayrun("restore", "b", "@{1}")
-    assert repo.inside("cat .env; ls").split() == ["branch", "one"]
+    assert repo.inside("cat .env; ls one two 2>/dev/null || true").split() == ["branch", "one"]
 
 
 def test_a_running_workspace_is_not_restored(grown: UserRepo) -> None:

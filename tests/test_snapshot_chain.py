@@ -105,7 +105,9 @@ def test_nothing_new_makes_no_snapshot(world: World, reason: SnapshotReason) -> 
     second = world.snapshot(reason)
     assert (first.unchanged, second.unchanged) == (False, True)
     assert (second.commit, second.tip, second.number) == (first.commit, first.tip, 1)
-    assert not world.snapshot(SnapshotReason.EXIT).unchanged
+    assert world.snapshot(SnapshotReason.EXIT).unchanged
+    assert not world.snapshot(SnapshotReason.EXIT, "words of its own").unchanged
+    assert not world.snapshot(SnapshotReason.RECOVERY).unchanged
 
 
 def test_a_run_that_changed_nothing_leaves_the_branch_at_the_base(world: World) -> None:

@@ -39,7 +39,7 @@ def _line(repo: UserRepo, script: str) -> str:
 
 
 def test_the_command_has_the_terminal(repo: UserRepo) -> None:
-    script = "test -t 0 && test -t 1 && test -t 2 && tty >/dev/null && : </dev/tty && stty size && echo fine"
+    script = "test -t 0 && test -t 1 && test -t 2 && : </dev/tty && stty size && echo fine"
     with _run(repo, script) as terminal:
         terminal.expect("24 80")
         terminal.expect("fine")

@@ -16,7 +16,7 @@ from overlayrun.errors import StoreError
 from overlayrun.files import remove_tree, write_whole
 from overlayrun.layers.marks import write_whiteout
 from overlayrun.model import EMPTY_TREE, TreeId
-from overlayrun.store.git import git
+from overlayrun.store.git import git, git_shown
 from overlayrun.workspace.record import boot_id
 
 TYPE_CHECKING = False
@@ -137,15 +137,22 @@ def _check_out(repository: Repository, trees: Sequence[TreeId], place: str, inde
     kept.
     """
     settings = [word for setting in (*_SAFE, *_no_filters(repository)) for word in ("-c", setting)]
-    command = [*settings, f"--work-tree={place}", "read-tree", "--reset", "-u", *trees]
-    env = {"GIT_INDEX_FILE": index, "GIT_OPTIONAL_LOCKS": "1"}
+    verbose = ["-v"] if os.isatty(2) else []
+    command = [*settings, f"--work-tree={place}", "read-tree", "--reset", "-u", *verbose, *trees]
+    env = {"GIT_INDEX_FILE": index, "GIT_OPTIONAL_LOCKS": "1", "GIT_PROGRESS_DELAY": "1"}
     try:
-        git(command, git_dir=repository.git_dir, cwd=place, env=env)
+        # git's own progress, "Updating files:  42% (…)", once it has worked for a second.
+        git_shown(command, git_dir=repository.git_dir, cwd=place, env=env, show=_show)
     except StoreError as err:
         raise StoreError(
             f"git could not check the tree out: {err.details or err.brief}",
             hint="a partial clone needs its server once, a damaged one: git fsck",
         ) from err
+
+
+def _show(piece: bytes) -> None:
+    if os.isatty(2):
+        os.write(2, piece)
 
 
 def _no_filters(repository: Repository) -> list[str]:

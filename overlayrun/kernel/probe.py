@@ -16,7 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-# Directories that hold nothing but a mountpoint: a mount there covers nothing (mount_is_visible, fs/namespace.c).
+# Empty directories that are there to be mounted on: a mount covers nothing (mnt_already_visible of
+# fs/namespace.c).
 _EMPTY: Final = ("/proc/sys/fs/binfmt_misc", "/proc/fs/nfsd")
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import select
 
 from overlayrun.errors import HostError, StoreError
+from overlayrun.streams import pump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Final
 
 # Where the user keeps the configuration is the user's choice; every other GIT_* variable could point git
 # elsewhere.
 _KEPT: Final = frozenset({"GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_EXEC_PATH"})
-_CHUNK: Final = 1 << 16
 
 
 class GitFailed(StoreError):
@@ -45,11 +44,21 @@ def git(
     """
     where = ([f"--git-dir={git_dir}"] if git_dir else []) + (["-C", cwd] if cwd else [])
     status, stdout, stderr = _communicate(
-        ["git", *where, *args], {**clean_environment(), **(env or {})}, input
+        ["git", *where, *args], {**clean_environment(), **(env or {})}, input, None
     )
     if status and check:
         raise GitFailed(args, status, stderr)
     return stdout
+
+
+def git_shown(
+    args: Sequence[str], *, git_dir: str, cwd: str, env: Mapping[str, str], show: Callable[[bytes], object]
+) -> None:
+    """Run git for its effect, and call `show` with each piece of its stderr as it comes. Raises GitFailed."""
+    argv = ["git", f"--git-dir={git_dir}", "-C", cwd, *args]
+    status, _, stderr = _communicate(argv, {**clean_environment(), **env}, b"", show)
+    if status:
+        raise GitFailed(args, status, stderr)
 
 
 def clean_environment() -> dict[str, str]:
@@ -76,7 +85,12 @@ def config_environment(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     return variables
 
 
-def _communicate(argv: list[str], env: Mapping[str, str], data: bytes) -> tuple[int, bytes, bytes]:
+def _communicate(
+    argv: list[str],
+    env: Mapping[str, str],
+    data: bytes,
+    progress: Callable[[bytes], object] | None,
+) -> tuple[int, bytes, bytes]:
     """Exit status (minus the number for a signal), stdout and stderr."""
     ends = [os.pipe() for _ in range(3)]
     (in_read, in_write), (out_read, out_write), (err_read, err_write) = ends
@@ -98,40 +112,5 @@ def _communicate(argv: list[str], env: Mapping[str, str], data: bytes) -> tuple[
     finally:
         for fd in (in_read, out_write, err_write):
             os.close(fd)
-    stdout, stderr = _pump(in_write, data, (out_read, err_read))
+    stdout, stderr = pump(in_write, data, [out_read, err_read], seen={err_read: progress} if progress else {})
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), stdout, stderr
-
-
-def _pump(sink: int, data: bytes, sources: tuple[int, int]) -> tuple[bytes, bytes]:
-    """Write `data` to `sink` and read both sources to their ends at once; closes all three."""
-    parts: dict[int, list[bytes]] = {fd: [] for fd in sources}
-    poll = select.poll()
-    for fd in sources:
-        poll.register(fd, select.POLLIN)
-    os.set_blocking(sink, False)
-    poll.register(sink, select.POLLOUT)
-    rest = memoryview(data)
-    waiting = {sink, *sources}
-    while waiting:
-        for fd, _ in poll.poll():
-            if fd == sink:
-                rest = _feed(sink, rest)
-                done = not rest
-            else:
-                part = os.read(fd, _CHUNK)
-                parts[fd].append(part)
-                done = not part
-            if done:
-                poll.unregister(fd)
-                os.close(fd)
-                waiting.discard(fd)
-    return b"".join(parts[sources[0]]), b"".join(parts[sources[1]])
-
-
-def _feed(sink: int, rest: memoryview) -> memoryview:
-    try:
-        return rest[os.write(sink, rest[:_CHUNK]) :] if rest else rest
-    except BlockingIOError:
-        return rest
-    except BrokenPipeError:  # git ended early; its status tells why
-        return rest[:0]

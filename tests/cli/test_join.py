@@ -152,7 +152,9 @@ def test_a_shell_has_job_control_and_gives_the_terminal_back(repo: UserRepo, *, 
 def _use_shell(repo: UserRepo, terminal: Terminal) -> None:
     terminal.type(f"{repo.command()[0]} shell b\n")
     terminal.expect("INNER> ")
-    terminal.type("sleep 1000\n")
+    # Typed too early, Ctrl-Z would make the terminal throw away what the shell has not read yet.
+    terminal.type("sh -c 'echo g\"\"o; exec sleep 1000'\n")
+    terminal.expect("go\r\n")
     terminal.type("\x1a")
     terminal.expect("Stopped")
     terminal.expect("INNER> ")

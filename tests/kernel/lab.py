@@ -11,7 +11,7 @@ import os
 import struct
 import subprocess
 import sys
-from errno import EACCES, EINVAL, ENOSYS, EOPNOTSUPP, EPERM  # noqa: F401  names for scenarios
+from errno import EACCES, EAGAIN, EINVAL, ENOSYS, EOPNOTSUPP, EPERM  # noqa: F401  names for scenarios
 from pathlib import Path
 from typing import Any, Final
 

@@ -3,17 +3,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from overlayrun.kernel import abi
-from overlayrun.kernel import attempt as attempt_module
 from overlayrun.kernel.abilities import KERNEL
 from overlayrun.kernel.attempt import attempt
-from overlayrun.kernel.cgroups import mounts
 from overlayrun.kernel.disk import STORAGE
 from overlayrun.kernel.probe import Capabilities, file_system_of
 
@@ -36,13 +33,15 @@ def test_an_ability_is_tried_once(tmp_path: Path) -> None:
 
 
 def test_the_tries_leave_no_mount_and_no_child(tmp_path: Path) -> None:
-    before = list(mounts())
-    able = Capabilities(str(tmp_path))
-    for name in (*KERNEL, *STORAGE):
-        assert isinstance(able[name].errno, int)
-    assert list(mounts()) == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    text = (
+        "import os\n"
+        "from overlayrun.kernel.probe import KERNEL, STORAGE, mounts\n"
+        "enter(); before = list(mounts()); able = Capabilities(os.getcwd())\n"
+        "numbers = [able[name].errno for name in (*KERNEL, *STORAGE)]\n"
+        "try: os.waitpid(-1, os.WNOHANG)\n"
+        "except ChildProcessError: answer([len(numbers), list(mounts()) == before])\n"
+    )
+    assert scene(text, cwd=tmp_path) == [len(KERNEL) + len(STORAGE), True]
 
 
 def test_a_refusal_has_the_errno_and_the_words() -> None:
@@ -66,16 +65,16 @@ def test_a_try_that_fails_otherwise_does_not_work() -> None:
     assert (tried.works, tried.text) == (False, "the try died")
 
 
-def test_a_try_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempt_module, "_PATIENCE", 200)
-
-    def hang() -> str:
-        time.sleep(3600)
-        return ""
-
-    assert attempt(hang, abi.CLONE_NEWUSER).errno == errno.ETIMEDOUT
+def test_a_try_that_hangs_is_ended() -> None:
     # Not waited for by the try, because a wait could hang too; dead all the same.
-    assert os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]) == -signal.SIGKILL
+    text = (
+        "import os, time\n"
+        "from overlayrun.kernel import attempt\n"
+        "attempt._PATIENCE = 200\n"
+        "tried = attempt.attempt(lambda: time.sleep(3600), abi.CLONE_NEWUSER)\n"
+        "answer([tried.errno, os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1])])"
+    )
+    assert scene(text) == [errno.ETIMEDOUT, -signal.SIGKILL]
 
 
 def test_the_file_system_of_a_path_is_that_of_the_last_mount_over_it(tmp_path: Path) -> None:

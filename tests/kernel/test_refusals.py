@@ -79,9 +79,9 @@ CLOSED: Final = {
         "outside the chroot",
     ),
     "no-processes-left": (
-        "import os, resource; enter(1000); resource.setrlimit(resource.RLIMIT_NPROC, (0, 0)); answer_reason()",
-        "user namespaces: ",
-        "sandbox",
+        "forbid(CLONE, EAGAIN); answer_reason()",
+        "user namespaces: this user may start no more processes",
+        "ulimit -u",
     ),
     "no-mount-setattr": (
         "forbid(abi.NR_MOUNT_SETATTR, ENOSYS); answer_reason()",

@@ -10,7 +10,7 @@ import os
 import sys
 
 from overlayrun.cli.options import parse_run
-from overlayrun.errors import OverlayrunError, UsageError
+from overlayrun.errors import HostError, OverlayrunError, UsageError
 from overlayrun.run import OURS, run_command
 from overlayrun.store.location import find_repository
 from overlayrun.workspace.layout import open_state
@@ -49,7 +49,12 @@ def run(options: RunOptions, command: list[str]) -> int:
         return run_command(repository, open_state(repository.common_dir), options, command, tell)
     except OverlayrunError as err:
         show_error(err)
-        return OURS
+    except OSError as err:
+        where = f": {err.filename!a}" if err.filename else ""
+        show_error(
+            HostError(f"the workspace could not be made: {err.strerror}{where}", hint="overlayrun doctor")
+        )
+    return OURS
 
 
 def _refuse_nesting() -> None:

@@ -12,6 +12,7 @@ from overlayrun.bases.stack import doubtful, stack_of
 from overlayrun.errors import RefMoved, UsageError, WorkspaceBusy
 from overlayrun.files import remove_tree
 from overlayrun.model import BranchName, DirtyPolicy, RunOptions
+from overlayrun.removal import drop
 from overlayrun.sandbox.plan import OBJECTS
 from overlayrun.sandbox.profiles import profile_of
 from overlayrun.store.location import resolve_commit
@@ -128,14 +129,18 @@ def _make(
     os.mkdir(place.root, 0o700)
     held = lock(place.lock)
     prepared = Prepared(record, held, resumed=False)
+    claimed = False
     try:
         _gather(repository, layout, options, prepared, tell)
         claim(repository, record, command)
+        claimed = True
         _fill(repository, layout, record)
         keep_record(layout, record)
     except BaseException:
-        os.close(held)
+        if claimed:
+            drop(layout, record, branch=True)
         remove_tree(place.root)
+        os.close(held)
         raise
     finally:
         os.close(choosing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from overlayrun.errors import OverlayrunError
+from overlayrun.errors import HostError, OverlayrunError
 from overlayrun.files import remove_tree
 from overlayrun.keeper import Command
 from overlayrun.live import LiveSandbox
@@ -82,6 +82,13 @@ class _Run:
         block_signals()
         try:
             return self._in_sandbox(sandbox_plan(view), argv, terminal, quiet)
+        except HostError as err:
+            from overlayrun.doctor import explain  # tries what this machine can do, to name what it lacks
+
+            if record.last_run is None:  # it never ran: leave nothing of it
+                self._drop()
+            brief, hint = explain(err, self.layout.root)
+            raise HostError(brief, hint=hint) from err
         finally:
             # Overlayfs leaves directories of mode 000 in it, at which `rm -rf` of the repository would
             # stumble.

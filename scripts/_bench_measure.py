@@ -180,6 +180,13 @@ def faster(what: str, files: str, ours: str, peer: str, limit: float | None = No
     )
 
 
+def more(what: str, files: str, ours: str, peer: str, limit: float | None = None) -> Figure:
+    """Ours costs at most `limit` milliseconds more than the peer."""
+    return Figure(
+        what, files, ours, peer, lambda medians: medians[ours] - medians[peer], form="{:.0f} ms", limit=limit
+    )
+
+
 def amount(what: str, files: str, ours: str, unit: str, limit: float | None = None) -> Figure:
     """Ours itself is at most `limit`."""
     return Figure(

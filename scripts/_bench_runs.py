@@ -11,7 +11,7 @@ from typing import Final
 
 from _bench_inside import edit
 from _bench_live import Live
-from _bench_measure import Figure, Lane, Race, amount, faster, times
+from _bench_measure import Figure, Lane, Race, amount, faster, more, times
 from _bench_peers import LARGE, branch_of, commit_all, floor_command
 from _bench_world import World
 
@@ -149,8 +149,8 @@ def ending(world: World, size: int) -> Iterator[Race]:
         lambda _: {floor: since(floor_command(world, size, *nothing))},
     ]
     figures = [
-        times("exit to prompt, nothing changed", f"{size:,}", idle, floor),
-        times("exit to prompt, 10 files changed", f"{size:,}", changed, floor),
+        more("exit to prompt, nothing changed", f"{size:,}", idle, floor),
+        more("exit to prompt, 10 files changed", f"{size:,}", changed, floor),
     ]
     yield Race(lanes, figures)
     world.tidy(place)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from _bench_inside import path_of, text_of
-from _bench_measure import Figure, Lane, Race, amount, faster, times
+from _bench_measure import Figure, Lane, Race, amount, faster, more, times
 from _bench_peers import LARGE, WARM, branch_of, bwrap_command, floor_lane, timed
 from _bench_world import World, disk_usage
 
@@ -52,7 +52,7 @@ def dirty(world: World, size: int) -> Iterator[Race]:
     place = world.repository(size)
     ours, ignore, peer = "overlayrun --rm --dirty include", "overlayrun --rm --dirty ignore", "git status"
 
-    def more(medians: Mapping[str, float]) -> float:
+    def extra(medians: Mapping[str, float]) -> float:
         return (medians[ours] - medians[ignore]) / medians[peer]
 
     lanes = [
@@ -61,7 +61,7 @@ def dirty(world: World, size: int) -> Iterator[Race]:
         timed(world, peer, ["git", "status", "--porcelain"], place),
     ]
     what = "--dirty include, more than ignore"
-    yield Race(lanes, [Figure(what, f"{size:,}", ours, peer, more, form="{:.2f} git status", limit=1.2)])
+    yield Race(lanes, [Figure(what, f"{size:,}", ours, peer, extra, form="{:.2f} git status", limit=1.2)])
 
 
 @contextmanager
@@ -222,15 +222,9 @@ def carried(world: World, size: int) -> Iterator[Race]:
         return spent.named(peer)
 
     files = f"{size:,} + {world.carried:,}"
-    more = Figure(
-        "warm start with node_modules, more",
-        files,
-        ours,
-        without,
-        lambda medians: medians[ours] - medians[without],
-        form="{:.0f} ms",
-        limit=150,
-    )
     lanes = [once, links, timed(world, ours, command, place), timed(world, without, command, plain)]
-    figures = [more, times("first start with node_modules", files, first_ours, peer, 1.5)]
+    figures = [
+        more("warm start with node_modules, more", files, ours, without, 150),
+        times("first start with node_modules", files, first_ours, peer, 1.5),
+    ]
     yield Race(lanes, figures, heavy=True)

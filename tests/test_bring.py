@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.conftest import UserRepo
+from conftest import UserRepo
 
 
 def test_a_merge_fast_forwards_the_checked_out_target_with_its_files(repo: UserRepo) -> None:

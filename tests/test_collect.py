@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from tests.conftest import UserRepo
+from conftest import UserRepo
 
 LONG_AGO = time.time() - 90 * 86400
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import UserRepo
+from conftest import UserRepo
 
 
 @pytest.fixture

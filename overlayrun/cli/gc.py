@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 import click  # noqa: TID251  # this is overlayrun/cli/
@@ -61,8 +62,10 @@ def gc_command(*, dry_run: bool, max_age: float, max_size: float | None, as_json
     Work that is nowhere else is never removed; a landed branch keeps its git branch.
     """
     opened = open_here()
-    items = garbage(opened.layout, max_age=max_age, max_size=None if max_size is None else int(max_size))
-    freed = sum(item.size for item in items) if dry_run else collect(opened.layout, items)
+    most = None if max_size is None else int(max_size)
+    there = os.path.isdir(opened.layout.root)  # a repository that was never used has no state
+    items = garbage(opened.layout, max_age=max_age, max_size=most) if there else []
+    freed = sum(item.size for item in items) if dry_run or not there else collect(opened.layout, items)
     if as_json:
         say_json({"dry_run": dry_run, "freed": freed, "items": [_shape(item) for item in items]})
         return

@@ -97,11 +97,8 @@ def _ask_once(directory: str, name: str, request: dict[str, Any]) -> tuple[dict[
             client.settimeout(_ANSWER_PATIENCE)
             client.sendall(json.dumps(request).encode() + b"\n")
             data, fds, _, _ = socket.recv_fds(client, _LONGEST, _DESCRIPTORS)
-            while data and not data.endswith(b"\n"):
-                part = client.recv(4096)
-                if not part:
-                    break
-                data += part
+            if data and not data.endswith(b"\n"):
+                data += _line(client)
             if not data:
                 raise ConnectionResetError("no answer")
             answered: dict[str, Any] = json.loads(data)

@@ -35,8 +35,13 @@ def main() -> NoReturn:
 
         run_cli(words)
     options, command = parsed
+    try:
+        status = run(options, command)
+    except KeyboardInterrupt:
+        tell("interrupted before the command was started")
+        status = 130
     # Not sys.exit: tearing the interpreter down costs 3 ms, and nothing of ours waits for it.
-    os._exit(run(options, command))
+    os._exit(status)
 
 
 def run(options: RunOptions, command: list[str]) -> int:

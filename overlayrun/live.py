@@ -13,7 +13,7 @@ from overlayrun.streams import pump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Self
 
     from overlayrun.sandbox.plan import Layer
@@ -130,17 +130,23 @@ class LiveSandbox:
         return os.waitstatus_to_exitcode(status), output
 
 
-def run_joined(joined: Sequence[int], command: Command, streams: tuple[int, int, int] | None = None) -> None:
+def run_joined(
+    joined: Sequence[int],
+    command: Command,
+    streams: tuple[int, int, int] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> None:
     """In a forked child: enter a sandbox, run `command` there, exit with its status; never returns.
 
-    streams: descriptors to become stdin, stdout and stderr.
+    streams: descriptors to become stdin, stdout and stderr. tell: shows why the command can't be executed.
     """
     status = 126
     try:
         for number, fd in enumerate(streams or ()):
             os.dup2(fd, number)
-        namespaces.die_with_parent()
         namespaces.join(list(joined))
+        # After the join: new credentials clear the signal (prctl(2), PR_SET_PDEATHSIG).
+        namespaces.die_with_parent()
         os.closerange(
             3, os.sysconf("SC_OPEN_MAX")
         )  # this process waits; it must not hold a pipe's other end open
@@ -151,6 +157,7 @@ def run_joined(joined: Sequence[int], command: Command, streams: tuple[int, int,
                 namespaces.die_with_parent()
                 keeper.execute(command)
             except OSError as err:
+                tell(f"{command.argv[0]}: {err.strerror}")
                 os._exit(exit_status_of(err))
         status = _relay(pid)
     finally:

@@ -16,9 +16,18 @@ from overlayrun.removal import drop
 from overlayrun.sandbox.plan import OBJECTS
 from overlayrun.sandbox.profiles import profile_of
 from overlayrun.store.location import resolve_commit
-from overlayrun.store.refs import RefUpdate, base_ref, branch_ref, dirty_ref, parse_branch_name, update_refs
+from overlayrun.store.refs import (
+    RefUpdate,
+    base_ref,
+    blocked_name,
+    branch_ref,
+    dirty_ref,
+    name_in_the_way,
+    parse_branch_name,
+    update_refs,
+)
 from overlayrun.view import hide_secrets
-from overlayrun.workspace.catalogue import find_exact, remember_repository
+from overlayrun.workspace.catalogue import broken, find_exact, remember_repository
 from overlayrun.workspace.lock import lock, share
 from overlayrun.workspace.names import branch_names, workspace_id
 from overlayrun.workspace.record import Record
@@ -64,7 +73,7 @@ def open_or_make(
         known = find_exact(layout, name)
         if known is not None:
             return open_known(repository, layout, known)
-        _refuse_taken(repository, name)
+        _refuse_taken(repository, layout, name)
     return _make(repository, layout, options, command, tell)
 
 
@@ -93,7 +102,20 @@ def _mend(repository: Repository, layout: Layout, record: Record) -> None:
             remake(layout, repository, layer)
 
 
-def _refuse_taken(repository: Repository, name: BranchName) -> None:
+def _refuse_what_is_missing(repository: Repository, options: RunOptions) -> None:
+    for path in (*options.bind_ro, *options.bind_rw):
+        if not os.path.lexists(path):
+            raise UsageError(
+                f"there is nothing to bind at {path}", hint="make it first, or leave the option out"
+            )
+    if options.into is not None:
+        into = parse_branch_name(options.into)
+        if into != repository.branch:
+            resolve_commit(repository, branch_ref(into))
+
+
+def _refuse_taken(repository: Repository, layout: Layout, name: BranchName) -> None:
+    """Raise for a name that another branch has or blocks, before anything slow begins."""
     if name == repository.branch:
         raise UsageError(
             f"branch {name} is checked out in {repository.root}", hint="choose a new name: -b NAME"
@@ -101,7 +123,13 @@ def _refuse_taken(repository: Repository, name: BranchName) -> None:
     try:
         resolve_commit(repository, branch_ref(name))
     except UsageError:
+        if not stack_of(layout, repository.head_tree) and (
+            other := name_in_the_way(repository.common_dir, branch_ref(name))
+        ):
+            raise blocked_name(branch_ref(name), other) from None
         return
+    for place in broken(layout):
+        Record.load(f"{place}/record.json")  # says what is wrong with the one that may be this branch's
     raise UsageError(
         f"branch {name} exists already, and no workspace belongs to it",
         hint=f"start a new branch from it: overlayrun --base {name} -b NEW-NAME -- COMMAND",
@@ -118,6 +146,7 @@ def _make(
     commit, tree = repository.head, repository.head_tree
     if options.base is not None:
         commit, tree = resolve_commit(repository, options.base)
+    _refuse_what_is_missing(repository, options)
     record = Record(workspace_id(), BranchName(options.branch or ""), repository.root, tree)
     record.base, record.created, record.prompt = commit, time.time(), options.message
     record.target = BranchName(options.into) if options.into else repository.branch
@@ -156,15 +185,6 @@ def _gather(
 ) -> None:
     """Fill in the layers: the frozen tree, uncommitted changes, ignored files."""
     record = prepared.record
-    record.stack = stack_of(layout, record.tree)
-    if record.stack:
-        _mend(repository, layout, record)
-        os.utime(f"{layout.root}/{record.stack[0]}")  # `gc` goes by the last use
-    else:
-        from overlayrun.bases.freeze import freeze  # the first run on a commit alone
-
-        remember_repository(layout)
-        record.stack = freeze(layout, repository, record.tree, tell)
     changed: list[bytes] = []
     if options.dirty is DirtyPolicy.IGNORE or record.base != repository.head:
         ignored = known_ignored(repository, layout)
@@ -176,22 +196,33 @@ def _gather(
         prepared.notes += [
             f"not carried: {os.fsdecode(path)}: a repository of its own" for path in seen.left_out
         ]
-    if changed:
-        _take_dirty(repository, layout, options, prepared, changed)
-    if ignored:
-        _take_carried(layout, options, prepared, ignored, tell)
-
-
-def _take_dirty(
-    repository: Repository, layout: Layout, options: RunOptions, prepared: Prepared, changed: list[bytes]
-) -> None:
-    from overlayrun.bases.dirty import record_dirty
-
-    if options.dirty is DirtyPolicy.FAIL:
+    if changed and options.dirty is DirtyPolicy.FAIL:
         raise UsageError(
             f"{len(changed)} uncommitted changes in {repository.root}",
             hint="commit them, or: --dirty include",
         )
+    _take_tree(repository, layout, record, tell)
+    if changed:
+        _take_dirty(repository, layout, prepared, changed)
+    if ignored:
+        _take_carried(layout, options, prepared, ignored, tell)
+
+
+def _take_tree(repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]) -> None:
+    record.stack = stack_of(layout, record.tree)
+    if record.stack:
+        _mend(repository, layout, record)
+        os.utime(f"{layout.root}/{record.stack[0]}")  # `gc` goes by the last use
+        return
+    from overlayrun.bases.freeze import freeze  # the first run on a commit alone
+
+    remember_repository(layout)
+    record.stack = freeze(layout, repository, record.tree, tell)
+
+
+def _take_dirty(repository: Repository, layout: Layout, prepared: Prepared, changed: list[bytes]) -> None:
+    from overlayrun.bases.dirty import record_dirty
+
     record = prepared.record
     place = layout.workspace(record.id).dirty
     record.dirty = record_dirty(repository, changed, place, "Uncommitted changes when a branch began")
@@ -253,6 +284,7 @@ def _fill(repository: Repository, layout: Layout, record: Record) -> None:
         os.makedirs(directory, mode=0o700)
     # The top of an overlay shows the upper's own mode.
     os.chmod(place.upper, stat.S_IMODE(os.stat(record.root).st_mode))
+    record.inode = os.stat(place.upper).st_ino
     if record.home == "cow":
         hide_secrets(place.home_upper)
     refs = {}

@@ -46,12 +46,17 @@ def recover(repository: Repository, layout: Layout, record: Record, tell: Callab
 
     After a kill the upper layer is whole: the missing snapshot is taken. After a power cut it is doubtful
     unless it
-    had reached the disk: it is put aside and rebuilt from the last snapshot.
+    had reached the disk, and so is one that was copied, because copies lose marks: it is put aside and
+    rebuilt from the last snapshot.
     """
     run = record.last_run
+    if os.stat(layout.workspace(record.id).upper).st_ino != record.inode:
+        tell(f"branch {record.branch} is a copy: rebuilding it from its last snapshot")
+        _rebuild(repository, layout, record, tell)
     if run is None:
         return
     if run.boot != boot_id() and not _reached_disk(layout, record):
+        tell(f"branch {record.branch} went through a power cut")
         _rebuild(repository, layout, record, tell)
     elif record.is_open:
         _take_missing(repository, layout, record, tell)
@@ -96,4 +101,4 @@ def _rebuild(repository: Repository, layout: Layout, record: Record, tell: Calla
     from overlayrun.restore import rebuild
 
     aside = rebuild(repository, layout, record, number=None)
-    tell(f"branch {record.branch} went through a power cut: rebuilt from its last snapshot; rest: {aside}")
+    tell(f"branch {record.branch} is rebuilt from its last snapshot; what was there is in {aside}")

@@ -45,17 +45,31 @@ def rebuild(repository: Repository, layout: Layout, record: Record, *, number: i
     remove_tree(fresh)
     os.makedirs(f"{fresh}/upper")
     os.chmod(f"{fresh}/upper", os.stat(place.upper).st_mode & 0o7777)
+    if record.dirty:
+        _remake_dirty(repository, layout, record, fresh)
     write_layer(repository, start, wanted.tree if wanted else start, f"{fresh}/upper", fresh)
     _move_carried(record, place.upper, f"{fresh}/upper")
     _write_git(repository, repo, record, wanted, f"{fresh}/git")
     for name in ("upper", "git"):
         syscalls.renameat2(f"{fresh}/{name}", f"{place.root}/{name}", abi.RENAME_EXCHANGE)
     aside = _put_aside(place, fresh)
+    record.inode = os.stat(place.upper).st_ino
+    record.save(place.record)
     if os.path.exists(place.hashes):
         os.unlink(place.hashes)
     if wanted and wanted.head:
         _reset_index(repository, layout, record)
     return aside
+
+
+def _remake_dirty(repository: Repository, layout: Layout, record: Record, scratch: str) -> None:
+    """The layer of uncommitted changes from its commit: torn by a power cut, or a copy without marks."""
+    place = layout.workspace(record.id).dirty
+    fresh = f"{scratch}/dirty"
+    os.makedirs(fresh)
+    tree = Repo(record.common_dir).tree_of(record.dirty)
+    write_layer(repository, record.tree, tree, fresh, scratch)
+    syscalls.renameat2(fresh, place, abi.RENAME_EXCHANGE)
 
 
 def _snapshot(repo: Repo, record: Record, number: int | None) -> SnapshotInfo | None:

@@ -152,15 +152,17 @@ def _walk(place: bytes) -> tuple[list[tuple[bytes, int]], int]:
     while waiting:
         directory = waiting.pop()
         times.append((directory, os.lstat(directory).st_mtime_ns))
-        try:
-            with os.scandir(directory) as listing:
-                for entry in listing:
-                    entries += 1
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-        except PermissionError:
-            continue
+        listing = _list(directory)
+        entries += len(listing)
+        waiting += [entry.path for entry in listing if entry.is_dir(follow_symlinks=False)]
     return times, entries
+
+
+def _list(directory: bytes) -> list[os.DirEntry[bytes]]:
+    try:
+        return list(os.scandir(directory))
+    except PermissionError:
+        return []
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -11,13 +11,12 @@ import os
 import shutil
 
 from overlayrun.bases.index import restat
-from overlayrun.bases.stack import BOOT, LONGEST_CHAIN, stack_of
+from overlayrun.bases.stack import BOOT, LONGEST_CHAIN, birth_mark, stack_of
 from overlayrun.errors import StoreError
 from overlayrun.files import remove_tree, write_whole
 from overlayrun.layers.marks import write_whiteout
 from overlayrun.model import EMPTY_TREE, TreeId
 from overlayrun.store.git import git, git_shown
-from overlayrun.workspace.record import boot_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def _make(
         _mark_deleted(f"{aside}/tree", changes)
         written = {path for letter, path in changes if letter != "D"} if old else None
         _keep_times(repository, new, aside, written)
-        write_whole(f"{aside}/{BOOT}", boot_id().encode(), durable=False)
+        write_whole(f"{aside}/{BOOT}", birth_mark(f"{aside}/tree"), durable=False)
         os.rename(aside, place)
     except OSError as err:
         if not os.path.isdir(place):  # else another run was faster, with the same content

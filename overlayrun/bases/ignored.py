@@ -60,14 +60,12 @@ def _watched(root: bytes, ignored: frozenset[bytes], began: int) -> list[bytes]:
     while waiting:
         directory = waiting.pop()
         lines.append(_line(directory, began))
-        with os.scandir(directory) as listing:
-            for entry in listing:
-                below = entry.path[len(root) + 1 :]
-                if entry.is_dir(follow_symlinks=False):
-                    if below not in ignored and below != b".git":
-                        waiting.append(entry.path)
-                elif entry.name == b".gitignore":
-                    lines.append(_line(entry.path, began))
+        for entry in list(os.scandir(directory)):
+            below = entry.path[len(root) + 1 :]
+            if entry.name == b".gitignore":
+                lines.append(_line(entry.path, began))
+            elif entry.is_dir(follow_symlinks=False) and below not in ignored and below != b".git":
+                waiting.append(entry.path)
     return lines
 
 

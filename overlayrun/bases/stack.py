@@ -42,16 +42,22 @@ def _delta_to(layout: Layout, tree: TreeId) -> str | None:
 
 
 def doubtful(layout: Layout, stack: Sequence[str]) -> list[str]:
-    """Layers that a power cut may have torn: made in another boot, not known to have reached the disk."""
-    waiting = [layer for layer in stack if not is_synced(layout, layer)]
-    return [layer for layer in waiting if _boot_of(layout, layer) != boot_id()]
+    """Layers that may not be whole: torn by a power cut before they reached the disk, or copied."""
+    return [layer for layer in stack if not _is_whole(layout, layer)]
 
 
-def _boot_of(layout: Layout, layer: str) -> str | None:
+def _is_whole(layout: Layout, layer: str) -> bool:
+    place = f"{layout.root}/{layer}"
     try:
-        return read_bytes(f"{layout.root}/{layer}/{BOOT}").decode()
-    except FileNotFoundError:
-        return None
+        boot, inode = read_bytes(f"{place}/{BOOT}").decode().split(" ")
+    except (FileNotFoundError, ValueError):
+        return False
+    return int(inode) == os.stat(f"{place}/tree").st_ino and (is_synced(layout, layer) or boot == boot_id())
+
+
+def birth_mark(tree: str) -> bytes:
+    """Content of a new layer's BOOT file: boot id, and the inode of its `tree`, which no copy shares."""
+    return f"{boot_id()} {os.stat(tree).st_ino}".encode()
 
 
 def is_synced(layout: Layout, layer: str) -> bool:

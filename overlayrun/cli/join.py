@@ -72,7 +72,7 @@ def _join(here: Here, record: Record, argv: list[str]) -> int:
     terminal = Terminal()
     pid = os.fork()
     if pid == 0:
-        run_joined(joined, command)
+        run_joined(joined, command, tell=launch.tell)
     for number in (signal.SIGINT, signal.SIGQUIT):  # they are the command's: it shares our terminal
         signal.signal(number, signal.SIG_IGN)
     _, status = os.waitpid(pid, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.metadata
 import os
@@ -20,6 +21,9 @@ RUN_FAILED: Final = 125  # ours, where the other codes are the command's
 USAGE: Final = 2
 FAILED: Final = 3
 BUG: Final = 70  # EX_SOFTWARE, sysexits(3)
+PIPE_CLOSED: Final = 141  # as a shell shows SIGPIPE
+# What a disk or its owner can do to any command.
+_NO_BUGS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _LIKE_A_RUN: Final = frozenset({"run", "exec", "shell"})
 
 # A module is loaded when its command is called. Order: as the help shows them.
@@ -142,19 +146,19 @@ def _show_help_alone(ctx: click.Context, status: Any) -> Any:
 def run_cli(words: list[str]) -> NoReturn:
     """Carry out a command line that is no lean run, and exit."""
     ours = RUN_FAILED if is_run(words) or (words[:1] and words[0] in _LIKE_A_RUN) else None
+    status = _carry_out(words, ours)
     try:
-        status = _carry_out(words, ours)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read our output has enough; the interpreter's own flush at exit would complain.
+    except OSError:
+        # Told of already; the interpreter's own flush at exit would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        status = 141  # as a shell shows SIGPIPE
     raise SystemExit(status)
 
 
 def _carry_out(words: list[str], ours: int | None) -> int:
     try:
         status = GROUP.main(words, prog_name="overlayrun", standalone_mode=False)
+        sys.stdout.flush()
     except click.Abort:
         return 130  # as a shell shows SIGINT
     except click.ClickException as err:
@@ -164,11 +168,19 @@ def _carry_out(words: list[str], ours: int | None) -> int:
         show_error(err)
         return ours or FAILED
     except BrokenPipeError:
-        raise
-    except Exception:  # noqa: BLE001  # the one place: what else escapes is a bug of ours
-        tell(f"this is a bug in overlayrun; what happened is in {_write_log(words)}")
-        return BUG
+        return PIPE_CLOSED
+    except Exception as err:  # noqa: BLE001  # the one place: what else escapes is a bug of ours
+        return _tell_unexpected(err, words, ours)
     return status if isinstance(status, int) else 0
+
+
+def _tell_unexpected(err: Exception, words: list[str], ours: int | None) -> int:
+    if isinstance(err, OSError) and err.errno in _NO_BUGS:
+        brief = ": ".join(str(part) for part in (err.strerror, err.filename) if part)
+        show_error(OverlayrunError(brief, hint="overlayrun doctor looks at disk and rights"))
+        return ours or FAILED
+    tell(f"this is a bug in overlayrun; what happened is in {_write_log(words)}")
+    return BUG
 
 
 def _show_usage_error(err: click.ClickException) -> None:

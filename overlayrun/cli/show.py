@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Final
 
@@ -16,12 +17,15 @@ from overlayrun.cli.patches import say_stat
 from overlayrun.cli.render import count_text, moment_text, say, say_json, say_pairs, size_text, span_text
 from overlayrun.cli.shapes import left_out_shape, snapshot_shape, workspace_shape
 from overlayrun.cli.words import branch_argument, json_option
-from overlayrun.errors import WorkspaceBusy
+from overlayrun.errors import StoreError, WorkspaceBusy
+from overlayrun.model import CommitId
 from overlayrun.overview import Overview, State, left_out, overview
 from overlayrun.report import printable
-from overlayrun.revision import Revision, parse_revision, start
+from overlayrun.revision import Revision, parse_revision, pick, start
 from overlayrun.snapshot import LeftOut
 from overlayrun.store.refs import branch_ref, snapshots_ref
+from overlayrun.store.repo import SnapshotInfo
+from overlayrun.workspace.catalogue import find
 from overlayrun.workspace.lock import lock
 from overlayrun.workspace.record import Record, Run
 
@@ -34,20 +38,26 @@ _SNAPSHOTS: Final = 5
 def show_command(*, text: str, as_json: bool) -> None:
     """Show everything about one branch; with @{n}, one snapshot and the size of its change."""
     opened = open_here()
-    revision = parse_revision(opened.layout, opened.repo, text)
     if "@" in text:
-        _show_snapshot(opened, revision, text, as_json=as_json)
+        _show_snapshot(opened, parse_revision(opened.layout, opened.repo, text), text, as_json=as_json)
         return
-    item = overview(opened.layout, opened.repo, revision.record)
+    record = find(opened.layout, text) if text else pick(opened.layout)
+    item = overview(opened.layout, opened.repo, record)
     lost = _left_out(opened, item)
     if as_json:
         say_json(_shape(opened, item, lost))
         return
-    say_pairs([*_facts(opened, item), *_snapshots(opened, item), *_left_out_facts(lost)])
+    say_pairs([*_facts(opened, item), *_snapshot_facts(opened, item), *_left_out_facts(lost)])
 
 
-def _snapshots(opened: Opened, item: Overview) -> Iterator[tuple[str, str]]:
-    for back, snapshot in enumerate(islice(opened.repo.snapshots(item.record.id), _SNAPSHOTS)):
+def _snapshots(opened: Opened, item: Overview) -> Iterator[SnapshotInfo]:
+    """Newest first, as far as git's store still has them."""
+    with suppress(StoreError):
+        yield from opened.repo.snapshots(item.record.id)
+
+
+def _snapshot_facts(opened: Opened, item: Overview) -> Iterator[tuple[str, str]]:
+    for back, snapshot in enumerate(islice(_snapshots(opened, item), _SNAPSHOTS)):
         yield "" if back else "snapshots", snapshot_line(snapshot, back)
     if item.snapshots > _SNAPSHOTS:
         yield "", f"{item.snapshots - _SNAPSHOTS} more: overlayrun log {item.record.branch}"
@@ -94,10 +104,15 @@ def _facts(opened: Opened, item: Overview) -> list[tuple[str, str]]:
 
 
 def _base(opened: Opened, record: Record) -> str:
-    base = (
-        f"{record.base[:10]} {opened.repo.commit(record.base).subject}" if record.base else "the empty tree"
-    )
+    base = f"{record.base[:10]} {_subject(opened, record.base)}".rstrip() if record.base else "the empty tree"
     return f"{base}, with your uncommitted changes ({record.dirty[:10]})" if record.dirty else base
+
+
+def _subject(opened: Opened, commit: CommitId) -> str:
+    try:
+        return opened.repo.commit(commit).subject
+    except StoreError:
+        return ""
 
 
 def _run_text(run: Run) -> str:
@@ -117,7 +132,7 @@ def _standing(item: Overview) -> str:
 
 def _shape(opened: Opened, item: Overview, lost: tuple[LeftOut, ...]) -> dict[str, Any]:
     record = item.record
-    listed = [snapshot_shape(each, back) for back, each in enumerate(opened.repo.snapshots(record.id))]
+    listed = [snapshot_shape(each, back) for back, each in enumerate(_snapshots(opened, item))]
     paths = {"workspace": item.place, "upper": opened.layout.workspace(record.id).upper}
     refs = [branch_ref(record.branch), snapshots_ref(record.id)]
     return {

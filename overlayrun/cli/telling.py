@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 
 from overlayrun.errors import OverlayrunError
+from overlayrun.report import printable
 
 
 def tell(line: str) -> None:
-    """Show a line of ours on standard error, at once; a closed one is no reason to stop."""
+    """Show a line of ours on standard error, at once and escaped; a closed one is no reason to stop."""
     try:
-        os.write(2, f"overlayrun: {line}\n".encode("utf-8", "backslashreplace"))
+        os.write(2, f"overlayrun: {printable(line)}\n".encode("utf-8", "backslashreplace"))
     except OSError:
         pass
 

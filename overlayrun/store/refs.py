@@ -124,14 +124,19 @@ def _translated(
     for update in updates:
         other = name_in_the_way(git_dir, update.ref) if update.new and "cannot lock ref" in words else None
         if other:
-            short, taken = update.ref.removeprefix("refs/heads/"), other.removeprefix("refs/heads/")
-            return UsageError(
-                f"branch {short!r} can't be made: branch {taken!r} exists, and git allows only one of them",
-                hint=f"choose another name, or rename that one: git branch -m {taken} NEW-NAME",
-            )
+            return blocked_name(update.ref, other)
     if "cannot lock ref" in words or "reference already exists" in words:
         return RefMoved("a ref was moved by somebody else meanwhile", details=words)
     return err
+
+
+def blocked_name(ref: str, other: str) -> UsageError:
+    """What to say when `other` stands in the way of `ref`."""
+    short, taken = ref.removeprefix("refs/heads/"), other.removeprefix("refs/heads/")
+    return UsageError(
+        f"branch {short!r} can't be made: branch {taken!r} exists, and git allows only one of them",
+        hint=f"choose another name, or rename that one: git branch -m {taken} NEW-NAME",
+    )
 
 
 def name_in_the_way(git_dir: str, ref: str) -> str | None:

@@ -145,27 +145,24 @@ def open_state(common_dir: str) -> Layout:
     """
     layout = Layout(state_directory(common_dir))
     try:
-        _make(layout)
+        if not os.path.lexists(layout.root):
+            os.makedirs(os.path.dirname(layout.root), exist_ok=True)
+            _mkdir(layout.root)
         info = os.lstat(layout.root)
+        ours = stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid() and not info.st_mode & 0o077
+        for directory in (layout.bases, layout.layers, layout.carried, layout.workspaces) if ours else ():
+            _mkdir(directory)
     except OSError as err:
         raise HostError(
             f"the state directory can't be made: {layout.root}: {err.strerror}",
             hint="choose another place: export OVERLAYRUN_STATE_DIR=~/.local/state/overlayrun/state",
         ) from err
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
+    if not ours:
         raise HostError(
             f"the state directory is not yours alone: {layout.root}",
             hint=f"look at it, then: chown -R $USER {layout.root} && chmod 700 {layout.root}",
         )
     return layout
-
-
-def _make(layout: Layout) -> None:
-    if not os.path.lexists(layout.root):
-        os.makedirs(os.path.dirname(layout.root), exist_ok=True)
-        _mkdir(layout.root)
-    for directory in (layout.bases, layout.layers, layout.carried, layout.workspaces):
-        _mkdir(directory)
 
 
 def _mkdir(path: str) -> None:

@@ -68,6 +68,7 @@ class Record:
         "dirty",
         "home",
         "id",
+        "inode",
         "last_run",
         "live",
         "profile",
@@ -94,6 +95,7 @@ class Record:
         self.common_dir = ""
         self.created = 0.0
         self.home = "cow"
+        self.inode = 0
         self.profile: str | None = None
         self.prompt: str | None = None
         self.reset_index = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -103,19 +104,35 @@ def test_exec_in_an_idle_branch_resumes_it(repo: UserRepo) -> None:
 
 
 def test_a_joined_command_dies_with_the_run(repo: UserRepo, until: Until) -> None:
-    with _running(repo) as run, repo.started("exec", "b", "--", "sh", "-c", f"echo on; {repo.sleeper()}") as joined:
+    with (
+        _running(repo) as run,
+        repo.started("exec", "b", "--", "sh", "-c", f"echo on; {repo.sleeper()}") as joined,
+    ):
         joined.expect("on")
         run.end()
         assert joined.end() == 128 + signal.SIGKILL
         until(lambda: not repo.marked(), "the joined command is dead")
 
 
-def test_a_joined_command_dies_with_the_one_who_asked(repo: UserRepo, until: Until) -> None:
+def test_a_joined_command_dies_with_the_one_who_asked(repo: UserRepo) -> None:
+    script = "trap '' TERM; echo on; while :; do sleep 0.1; date >last; done"
     with _running(repo):
-        with repo.started("exec", "b", "--", "sh", "-c", f"echo on; {repo.sleeper()}") as joined:
+        with repo.started("exec", "b", "--", "sh", "-c", script) as joined:
             joined.expect("on")
             joined.process.kill()
-        until(lambda: not repo.marked(), "the joined command is dead")
+        time.sleep(1)
+        assert (
+            repo.overlayrun("exec", "b", "--", "sh", "-c", "rm -f last; sleep 1; ls")
+            .out.split()
+            .count("last")
+            == 0
+        )
+
+
+def test_a_program_that_is_not_there_is_named(repo: UserRepo) -> None:
+    with _running(repo):
+        done = repo.overlayrun("exec", "b", "no-such-program")
+    assert done.ours == ["no-such-program: No such file or directory"]
 
 
 def test_ctrl_c_and_ctrl_z_are_the_joined_commands(repo: UserRepo) -> None:

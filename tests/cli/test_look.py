@@ -50,13 +50,13 @@ def test_ls_without_a_workspace(repo: UserRepo) -> None:
 
 
 def test_ls_shows_a_line_a_branch(worked: UserRepo) -> None:
-    worked.inside("true", branch="idle")
+    worked.overlayrun("-b", "idle", "--", "true")
     lines = [re.sub(r" {2,}", "  ", line) for line in _plain(worked.overlayrun("ls").out).splitlines()]
     assert lines == [
         "BRANCH  STATE  FILES  LINES  AHEAD  SNAPSHOTS  DISK  USED  COMMAND",
         "fix  idle  2  +2 -1  1  2  <size>  <span> ago  Right answer",
-        "idle  idle  0  +0 -0  0  0  <size>  <span> ago  sh -c 'set -e",
-    ] or lines[2].startswith("idle  idle  0  +0 -0  0  0  <size>  <span> ago  sh -c 'set -e\\ntrue'")
+        "idle  idle  0  +0 -0  0  0  <size>  <span> ago  true",
+    ]
 
 
 def test_ls_json_has_its_shape(worked: UserRepo) -> None:
@@ -136,6 +136,9 @@ def test_a_workspace_whose_commits_are_gone_is_broken(worked: UserRepo) -> None:
     (item,) = _json(worked, "ls")["workspaces"]
     assert item["state"] == "broken"
     assert item["fault"]
+    done = worked.overlayrun("show", "fix")
+    assert (done.code, f"state      broken: {item['fault']}" in done.out) == (0, True)
+    assert _json(worked, "show", "fix")["snapshot_list"][1]["number"] == 1
 
 
 def test_status_of_nothing(repo: UserRepo) -> None:
@@ -167,13 +170,17 @@ def test_status_shows_what_a_run_uses(repo: UserRepo) -> None:
     assert item["cpu_load"] > 0.02
     assert item["change"]["files"] == 1
     assert item["last_snapshot"] > 0
-    assert re.search(r"^BRANCH +RUNS +PROCESSES +MEMORY +CPU +LAST SNAPSHOT +FILES +LINES +COMMAND$", text, re.M)
+    assert re.search(
+        r"^BRANCH +RUNS +PROCESSES +MEMORY +CPU +LAST SNAPSHOT +FILES +LINES +COMMAND$", text, re.M
+    )
     assert re.search(r"^busy +\d+ s +\d+ +[\d.]+ MB +\d+% +\d+ s ago +1 +\+1 -0 +sh -c ", text, re.M)
 
 
 def test_show_a_branch(worked: UserRepo) -> None:
     place = worked.workspace("fix")
-    text = _plain(worked.overlayrun("show", "fix").out.replace(str(place), "<place>").replace(place.name, "<name>"))
+    text = _plain(
+        worked.overlayrun("show", "fix").out.replace(str(place), "<place>").replace(place.name, "<name>")
+    )
     assert text.splitlines() == [
         "branch     fix",
         "state      idle",

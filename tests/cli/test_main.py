@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from conftest import UserRepo
 
 COMMANDS = (
-    "run exec shell ls status show log diff snapshot restore apply merge rm gc doctor config completion".split()
+    *("run", "exec", "shell", "ls", "status", "show", "log", "diff", "snapshot", "restore"),
+    *("apply", "merge", "rm", "gc", "doctor", "config", "completion"),
 )
 
 
@@ -27,7 +28,7 @@ def test_without_arguments_it_shows_its_help(repo: UserRepo) -> None:
 def test_the_help_groups_every_command_and_shows_three_examples(repo: UserRepo) -> None:
     text = repo.overlayrun("--help").out
     names = [line.split()[0] for line in text.splitlines() if line.startswith("  ") and line.split()]
-    assert [name for name in names if name in COMMANDS] == COMMANDS
+    assert [name for name in names if name in COMMANDS] == list(COMMANDS)
     assert text.count("    overlayrun ") == 3
     for section in ("Run:", "Look:", "Keep:", "Bring home:", "Keep house:"):
         assert f"\n{section}\n" in text
@@ -55,7 +56,35 @@ def test_an_unknown_command_is_told_how_to_run_a_program(repo: UserRepo) -> None
 
 
 def test_an_unknown_word_can_not_write_to_the_terminal(repo: UserRepo) -> None:
-    assert "\x1b" not in repo.overlayrun("\x1b[2J").err
+    for words in (["\x1b[2J"], ["ls", "--\x1b[2J"], ["ls", "\x1b[2J"], ["log", "\x1b[2J"], ["rm", "\u202e"]):
+        done = repo.overlayrun(*words)
+        assert done.code in (2, 3)
+        assert not {"\x1b", "\u202e"} & set(done.err)
+
+
+def test_a_full_disk_is_told_and_no_bug(repo: UserRepo) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            repo.command("ls"),
+            cwd=repo.root,
+            env=repo.env,
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 3
+    assert done.stderr.splitlines() == [
+        "overlayrun: No space left on device",
+        "overlayrun: hint: overlayrun doctor looks at disk and rights",
+    ]
+
+
+def test_a_command_loads_what_it_needs_alone(repo: UserRepo) -> None:
+    done = repo.overlayrun("ls", env={"PYTHONPROFILEIMPORTTIME": "1"})
+    loaded = {line.rpartition("|")[2].strip() for line in done.err.splitlines()}
+    assert "overlayrun.overview" in loaded
+    assert not loaded & {"overlayrun.cli.status", "overlayrun.doctor", "overlayrun.process", "psutil", "rich"}
 
 
 @pytest.mark.parametrize(

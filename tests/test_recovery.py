@@ -1,0 +1,348 @@
+"""Nothing that was acknowledged is lost: kills at any time, power cuts, full disks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from overlayrun.workspace.lock import is_locked
+
+if TYPE_CHECKING:
+    from conftest import Done, Mounter, Running, UserRepo
+
+Until = Callable[..., None]
+KILLS: Final = 200
+GROUPS: Final = 8
+
+# Counts up; after each turn asks for a snapshot and, once that is acknowledged, says so on standard output.
+WRITER: Final = r"""
+import json, os, socket, sys, time
+number = int(open("count").read()) if os.path.exists("count") else 0
+while True:
+    number += 1
+    for name, text in (("count", str(number)), (f"d/{number % 7}/f", str(number) * 50)):
+        os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
+        with open(name + ".new", "w") as file: file.write(text)
+        os.rename(name + ".new", name)
+    if number % 5 == 0: os.system("git add -A && git commit -qm turn >/dev/null 2>&1")
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(os.environ["OVERLAYRUN_SOCKET"])
+            client.sendall(b'{"op": "snapshot"}\n')
+            answer = client.makefile().readline()
+        if answer and "error" not in json.loads(answer): print("ack", number, flush=True)
+    except OSError: pass
+    time.sleep(0.005)
+"""
+
+
+def _acknowledged(text: str) -> int:
+    return max((int(line.split()[1]) for line in text.splitlines() if line.startswith("ack ")), default=0)
+
+
+def _keeper_of(pid: int) -> int | None:
+    """The supervisor's first child."""
+    with contextlib.suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(children[0]) if children else None
+    return None
+
+
+def _clean(repo: UserRepo) -> None:
+    assert [line for line in repo.git("fsck", "--strict", "--full").splitlines() if "dangling" not in line] == []
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+@pytest.mark.parametrize("victim", ["supervisor", "keeper"])
+def test_kills_at_random_times_lose_nothing(repo: UserRepo, until: Until, victim: str, group: int) -> None:
+    """200 kills in all, in groups; after each the next run finds everything that was acknowledged."""
+    dice = random.Random(f"{victim}{group}")
+    floor = 0
+    for turn in range(KILLS // GROUPS // 2):
+        with repo.started("-b", "b", "--every", "0.05", "--", "python3", "-c", WRITER) as run:
+            if turn % 3:
+                until(lambda run=run: "branch b" in run.text() or run.process.poll() is not None)  # type: ignore[misc]
+            time.sleep(dice.random() ** 2 * 0.7)
+            target = run.process.pid if victim == "supervisor" else _keeper_of(run.process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(target or run.process.pid, signal.SIGKILL)
+            run.process.wait(60)
+        floor = max(floor, _acknowledged(run.text()))
+        records = repo.records()
+        if "b" not in records:
+            assert floor == 0
+            continue
+        until(lambda: not is_locked(str(repo.workspace() / "lock")), "lock free")
+        if floor:
+            newest = f"refs/overlayrun/snapshots/{records['b']['id']}"
+            assert int(repo.show(newest, "count")) >= floor, run.text()
+    done = repo.sh("cat count 2>/dev/null || echo 0")
+    assert done.code == 0, str(done)
+    assert int(done.out) >= floor
+    if int(done.out):
+        assert repo.show("b", "count") == done.out.strip()
+    _clean(repo)
+    assert not list((repo.root / ".git").rglob("tmp_obj_*"))
+
+
+def _interrupt(repo: UserRepo, script: str, until: Until) -> Running:
+    with repo.started("-b", "b", "--every", "0", "--", "sh", "-c", f"{script}; echo ready; sleep 1000") as run:
+        run.expect("ready")
+        run.process.kill()
+        run.process.wait()
+    until(lambda: not is_locked(str(repo.workspace() / "lock")), "lock free")
+    return run
+
+
+def test_after_a_kill_the_next_run_takes_the_missing_snapshot(repo: UserRepo, until: Until) -> None:
+    _interrupt(repo, "echo x >new; rm README; git add -A; git commit -qm mine; echo y >>new", until)
+    assert repo.records()["b"]["last_run"]["ended"] is None
+    done = repo.sh("cat new")
+    assert done.out == "x\ny\n"
+    assert "interrupted" in done.err
+    assert repo.git("log", "--format=%s", "main..b").splitlines()[-1] == "mine"
+    assert "Overlayrun-Reason: recovery" in repo.git("log", "-1", "--format=%B", repo.snapshots()[-1])
+    _clean(repo)
+
+
+@pytest.mark.parametrize("command", ["ls", "status", "log b", "show b", "diff b"])
+def test_after_a_kill_the_next_command_recovers(repo: UserRepo, until: Until, command: str) -> None:
+    _interrupt(repo, "echo x >new", until)
+    done = repo.overlayrun(*command.split())
+    assert done.code == 0, str(done)
+    assert "interrupted" in done.out + done.err
+    assert repo.show("b", "new") == "x\n"
+
+
+def test_a_run_on_another_branch_leaves_an_interrupted_one_whole(repo: UserRepo, until: Until) -> None:
+    _interrupt(repo, "echo x >new", until)
+    repo.inside("true", branch="other")
+    assert repo.inside("cat new") == "x\n"
+
+
+def test_a_kill_of_everything_at_once(repo: UserRepo, until: Until) -> None:
+    with repo.started("-b", "b", "--", "sh", "-c", f"echo x >new; echo ready; {repo.sleeper()}") as run:
+        run.expect("ready")
+        os.killpg(run.process.pid, signal.SIGKILL)
+        run.process.wait()
+        until(lambda: not repo.marked())
+    assert repo.inside("cat new") == "x\n"
+
+
+def test_a_keeper_that_is_killed_ends_the_run_with_its_work(repo: UserRepo, until: Until) -> None:
+    with repo.started("-b", "b", "--", "sh", "-c", f"echo x >new; echo ready; {repo.sleeper()}") as run:
+        run.expect("ready")
+        keeper = _keeper_of(run.process.pid)
+        assert keeper
+        os.kill(keeper, signal.SIGKILL)
+        assert run.end() not in (0, None)
+    assert "Traceback" not in run.text(), run.text()
+    assert repo.marked() == []
+    done = repo.sh("cat new")
+    assert done.out == "x\n"
+    assert repo.show("b", "new") == "x\n"
+
+
+def test_stale_locks_of_git_are_no_obstacle_for_ever(repo: UserRepo) -> None:
+    """A kill between lock and rename leaves git's own .lock of our refs behind."""
+    repo.inside("echo x >new")
+    identity = repo.records()["b"]["id"]
+    mark = repo.workspace() / "hashes.json.moving"
+    mark.write_text(f"{repo.refs()['refs/heads/b']}\n")
+    (repo.root / f".git/refs/overlayrun/snapshots/{identity}.lock").write_text("")
+    (repo.root / ".git/refs/heads/b.lock").write_text("")
+    assert repo.sh("echo y >new").code == 0
+    assert repo.show("b", "new") == "y\n"
+
+
+def _other_boot(repo: UserRepo, *, open_run: bool) -> None:
+    """What a power cut leaves: a record of another boot, and perhaps no clean end."""
+    path = repo.records()["b"]["path"]
+    data = json.loads(path.read_text())
+    data["last_run"]["boot"] = "00000000-0000-0000-0000-000000000000"
+    if open_run:
+        data["last_run"]["ended"] = data["last_run"]["status"] = None
+    path.write_text(json.dumps(data))
+
+
+def test_power_cut_during_a_run_rebuilds_from_the_last_snapshot(repo: UserRepo, until: Until) -> None:
+    _interrupt(repo, "echo one >new; rm README; sleep 0.3; overlayrun snapshot -m kept >/dev/null; echo torn >new; echo doubtful >late", until)
+    _other_boot(repo, open_run=True)
+    done = repo.sh("cat new; ls; git status --porcelain | wc -l")
+    assert done.code == 0, str(done)
+    assert done.out.startswith("one\nlink\nnew\nsrc\ntool.sh\n"), str(done)
+    assert "power cut" in done.err
+    aside = [path for path in repo.workspace().rglob("late")] or [path for path in repo.state.rglob("late")]
+    assert [path.read_text() for path in aside] == ["doubtful\n"], "the doubtful upper is kept"
+    assert repo.show("b", "new") == "one\n"
+    _clean(repo)
+
+
+def test_power_cut_keeps_agents_commits_and_uncommitted_work_of_the_snapshot(repo: UserRepo, until: Until) -> None:
+    script = "echo 1 >a; git add a; git commit -qm mine; echo 2 >b; chmod +x b; ln -s a l; rm -r src; sleep 0.3; overlayrun snapshot >/dev/null"
+    _interrupt(repo, script, until)
+    _other_boot(repo, open_run=True)
+    out = repo.inside("cat a b; stat -c %a b; readlink l; ls; git log -1 --format=%s; git fsck 2>&1")
+    assert out == "1\n2\n755\na\nREADME\na\nb\nl\nlink\ntool.sh\nmine\n"
+
+
+def test_power_cut_before_the_first_snapshot_starts_from_the_base(repo: UserRepo, until: Until) -> None:
+    repo.write("dirty", "user\n")
+    _interrupt(repo, "echo doubtful >late", until)
+    _other_boot(repo, open_run=True)
+    done = repo.sh("cat dirty; ls late 2>/dev/null || echo none")
+    assert done.code == 0, str(done)
+    assert done.out == "user\nnone\n"
+    assert any(path.read_text() == "doubtful\n" for path in repo.state.rglob("late"))
+
+
+def test_power_cut_after_a_clean_end_loses_nothing(repo: UserRepo) -> None:
+    repo.write(".gitignore", "cache/\n")
+    repo.commit("ignore")
+    repo.inside("echo x >new; mkdir -p cache; echo c >cache/c")
+    _other_boot(repo, open_run=False)
+    assert repo.inside("cat new") == "x\n"
+    assert repo.show("b", "new") == "x\n"
+
+
+def test_a_reboot_long_after_is_no_power_cut(repo: UserRepo) -> None:
+    """Once it has reached the disk, an idle workspace keeps also what no snapshot holds."""
+    repo.write(".gitignore", "cache/\n")
+    repo.commit("ignore")
+    repo.inside('mkdir cache; echo c >cache/c; echo h >"$HOME/h"')
+    subprocess.run(["sync"], check=True)
+    done = repo.overlayrun("ls")
+    assert done.code == 0, str(done)
+    _other_boot(repo, open_run=False)
+    out = repo.inside('cat cache/c "$HOME/h" 2>/dev/null || echo lost')
+    assert "lost" not in out or [path for path in repo.state.rglob("c") if path.is_file()], "kept aside at least"
+
+
+def test_a_half_made_workspace_is_no_trouble(repo: UserRepo) -> None:
+    repo.inside("true")
+    for name in ("halfmade0001", ".gone-halfmade0002"):
+        (repo.state / "workspaces" / name / "upper").mkdir(parents=True, mode=0o700)
+    (repo.state / "bases/.123-aside").mkdir()
+    assert repo.sh("true").code == 0
+    done = repo.overlayrun("ls")
+    assert "Traceback" not in done.err, str(done)
+
+
+@contextlib.contextmanager
+def _filled(disk: Path, *, leave: int = 0) -> Iterator[None]:
+    """A disk with no room left but for `leave` bytes; room again at the end."""
+    ballast, spare = disk / "ballast", disk / "spare"
+    spare.write_bytes(b"x" * leave)
+    with ballast.open("wb") as file, contextlib.suppress(OSError):
+        for size in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+                    file.flush()
+    spare.unlink()
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+@pytest.fixture
+def small(repo: UserRepo, loop_disk: Mounter) -> UserRepo:
+    """The repository on a small file system of its own."""
+    disk = loop_disk("ext4", 24)
+    there = repo.at(disk / "repo")
+    subprocess.run(["cp", "-a", str(repo.root), str(there.root)], check=True)
+    return there
+
+
+def _plain(done: Done) -> None:
+    assert "Traceback" not in done.err, str(done)
+    assert [line for line in done.ours if "room" in line or "space" in line.lower() or "full" in line], str(done)
+
+
+@pytest.mark.root
+def test_disk_full_before_the_start(small: UserRepo) -> None:
+    before, refs = small.picture(), small.refs()
+    with _filled(small.root.parent):
+        done = small.sh("true")
+        _plain(done)
+        assert done.code == 125
+    assert (small.picture(), small.refs()) == (before, refs)
+    assert small.inside("echo x >new; cat README") == "read me\n"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("room", [4 << 10, 40 << 10, 100 << 10, 200 << 10, 400 << 10])
+def test_disk_full_somewhere_on_the_way(small: UserRepo, room: int) -> None:
+    """Whatever step it hits: said plainly, and all is well once there is room."""
+    repo = small
+    with _filled(repo.root.parent, leave=room):
+        done = repo.sh("echo x >new && sync new && cat new")
+        if done.code:
+            _plain(done)
+        wrote = "x" in done.out
+    again = repo.sh("cat new 2>/dev/null || echo none")
+    assert again.code == 0, str(again)
+    if wrote and "b" in repo.records():
+        assert again.out == "x\n", f"{done}\n{again}"
+    _clean(repo)
+
+
+@pytest.mark.root
+def test_disk_full_during_the_run_fails_the_command_alone(small: UserRepo) -> None:
+    script = "echo early >early; echo ready; read a; head -c 60000000 /dev/zero >big; echo status $?; rm -f big; echo late >late"
+    with small.started("-b", "b", "--every", "0.1", "--", "sh", "-c", script) as run:
+        run.expect("ready")
+        run.type("")
+        run.end()
+    assert "Traceback" not in run.text(), run.text()
+    assert "status 1" in run.text()
+    assert small.inside("cat early late") == "early\nlate\n"
+    assert small.show("b", "late") == "late\n"
+    _clean(small)
+
+
+@pytest.mark.root
+def test_disk_full_at_the_end_keeps_the_upper_and_says_where(small: UserRepo) -> None:
+    script = "for i in 1 2 3 4; do head -c 400000 /dev/urandom >f$i; done; sha1sum f* >sums; echo ready; read a"
+    with small.started("-b", "b", "--every", "0", "--", "sh", "-c", script) as run:
+        run.expect("ready")
+        with _filled(small.root.parent):
+            run.type("")
+            assert run.end() == 125, run.text()
+            assert "Traceback" not in run.text(), run.text()
+            assert str(small.workspace()) in run.text()
+            assert "overlayrun snapshot" in run.text() or "next" in run.text()
+    done = small.overlayrun("snapshot", "b")
+    assert done.code == 0, str(done)
+    assert "f4" in small.files("b")
+    assert small.inside("sha1sum --quiet -c sums && echo fine") == "fine\n"
+    _clean(small)
+
+
+@pytest.mark.root
+def test_disk_full_of_inodes(repo: UserRepo, tmp_path: Path) -> None:
+    image, place = tmp_path / "i.img", tmp_path / "i"
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-N", "160", str(image)], check=True)
+    place.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    try:
+        there = repo.at(place / "repo")
+        subprocess.run(["cp", "-a", str(repo.root), str(there.root)], check=True)
+        done = there.sh("for i in $(seq 400); do echo $i >n$i || exit 9; done")
+        assert "Traceback" not in done.err, str(done)
+        assert done.code != 0
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 _DEEPEST: Final = 64
+_PIECE: Final = 1 << 30
 
 
 def write_whole(path: str, data: bytes, *, durable: bool, mode: int = 0o600) -> None:
@@ -49,6 +51,36 @@ def read_bytes(path: str) -> bytes:
     """Whole content of a small file of ours."""
     with open(path, "rb") as file:
         return file.read()
+
+
+def copy_file(source: str | bytes, target: str | bytes) -> None:
+    """Copy a regular file with mode and times, sharing blocks where the disk can (copy_file_range(2)).
+
+    shutil does the same, but its import costs the launch path 8 ms.
+    """
+    reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        info = os.fstat(reader)
+        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _copy_content(reader, writer)
+            os.fchmod(writer, stat.S_IMODE(info.st_mode))
+            os.utime(writer, ns=(info.st_atime_ns, info.st_mtime_ns))
+        finally:
+            os.close(writer)
+    finally:
+        os.close(reader)
+
+
+def _copy_content(reader: int, writer: int) -> None:
+    try:
+        while os.copy_file_range(reader, writer, _PIECE):
+            pass
+    except OSError as err:
+        if err.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        while os.sendfile(writer, reader, None, _PIECE):
+            pass
 
 
 def remove_tree(path: str) -> None:

@@ -31,6 +31,7 @@ def main() -> NoReturn:
         show_error(err)
         os._exit(OURS)
     if parsed is None:
+        _try_lean(words)
         from overlayrun.cli.main import run_cli  # click costs 30 ms
 
         run_cli(words)
@@ -42,6 +43,16 @@ def main() -> NoReturn:
         status = 130
     # Not sys.exit: tearing the interpreter down costs 3 ms, and nothing of ours waits for it.
     os._exit(status)
+
+
+def _try_lean(words: list[str]) -> None:
+    """`snapshot` of a running workspace: agents call it at every step, so it needs no click and no pygit2."""
+    if words[:1] == ["snapshot"]:
+        from overlayrun.cli.snapshot_client import snapshot_lean
+
+        status = snapshot_lean(words[1:])
+        if status is not None:
+            os._exit(status)
 
 
 def run(options: RunOptions, command: list[str]) -> int:

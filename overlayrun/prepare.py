@@ -73,7 +73,8 @@ def open_or_make(
         known = find_exact(layout, name)
         if known is not None:
             return open_known(repository, layout, known)
-        _refuse_taken(repository, layout, name)
+        if not stack_of(layout, repository.head_tree):  # else taking the name finds out
+            _refuse_taken(repository, layout, name)
     return _make(repository, layout, options, command, tell)
 
 
@@ -123,9 +124,7 @@ def _refuse_taken(repository: Repository, layout: Layout, name: BranchName) -> N
     try:
         resolve_commit(repository, branch_ref(name))
     except UsageError:
-        if not stack_of(layout, repository.head_tree) and (
-            other := name_in_the_way(repository.common_dir, branch_ref(name))
-        ):
+        if other := name_in_the_way(repository.common_dir, branch_ref(name)):
             raise blocked_name(branch_ref(name), other) from None
         return
     for place in broken(layout):
@@ -161,7 +160,7 @@ def _make(
     claimed = False
     try:
         _gather(repository, layout, options, prepared, tell)
-        claim(repository, record, command)
+        claim(repository, layout, record, command)
         claimed = True
         _fill(repository, layout, record)
         keep_record(layout, record)
@@ -242,7 +241,7 @@ def _take_carried(
     prepared.notes += carried.notes
 
 
-def claim(repository: Repository, record: Record, command: Sequence[str]) -> None:
+def claim(repository: Repository, layout: Layout, record: Record, command: Sequence[str]) -> None:
     """Take the branch's name: its refs are made, from nothing; a throwaway takes none."""
     if record.throwaway:
         record.branch = BranchName(next(branch_names(command[0])))
@@ -254,6 +253,7 @@ def claim(repository: Repository, record: Record, command: Sequence[str]) -> Non
             update_refs(repository.common_dir, list(_first_refs(record)), why="start")
         except RefMoved:
             if given:
+                _refuse_taken(repository, layout, record.branch)
                 raise
             continue
         return

@@ -40,6 +40,7 @@ _FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
 _GRACE: Final = 5.0  # seconds from TERM to KILL
 _TWICE: Final = 1.0  # seconds between two Ctrl-C that mean it
 _QUICK: Final = 0.05  # seconds after which a command is no quick one: sockets and timers start
+_LONG: Final = 1.0  # seconds after which it is worth while to get ready for snapshots
 _TIMED_OUT: Final = 124  # as timeout(1)
 
 
@@ -81,6 +82,7 @@ class Supervisor:
         self.next_snapshot: float | None = None
         self.interrupted_at = 0.0
         self.timed_out = False
+        self.warm = False
         self.servers: dict[int, tuple[socket.socket, bool]] = {}
         self.waiting = select.poll()
 
@@ -123,7 +125,7 @@ class Supervisor:
         now = time.monotonic()
         if not self.servers:
             return _QUICK * 1000
-        due = [now + 3600.0]
+        due = [now + 3600.0 if self.warm or self.take is None else self.started + _LONG]
         if self.kill_at is not None:
             due.append(self.kill_at)
         elif self.options.timeout is not None:
@@ -193,6 +195,11 @@ class Supervisor:
         now = time.monotonic()
         if not self.servers and now - self.started >= _QUICK:
             self._settle()
+        if not self.warm and self.take is not None and now - self.started >= _LONG:
+            # While the command works, so that neither its start nor its end waits for pygit2 (90 ms).
+            import overlayrun.capture  # noqa: F401
+
+            self.warm = True
         if self.kill_at is not None:
             if now >= self.kill_at:
                 self.live.order(keeper.KILL)

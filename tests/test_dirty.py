@@ -67,7 +67,8 @@ def _facts_outside(repo: UserRepo) -> str:
 @pytest.mark.parametrize("name", EDITS)
 def test_the_command_sees_the_tree_as_the_user_does(repo: UserRepo, name: str) -> None:
     _user_sh(repo, EDITS[name])
-    before, status = repo.picture(), _user_sh(repo, "git status --porcelain --untracked-files=all | wc -l")
+    status = _user_sh(repo, "git status --porcelain --untracked-files=all | wc -l")  # it refreshes his index
+    before = repo.picture()
     done = repo.overlayrun("-b", "b", "--", "python3", "-c", FACTS)
     assert done.code == 0, str(done)
     if name != "assume unchanged":  # git says nothing of it, so it can't come along

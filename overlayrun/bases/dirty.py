@@ -7,11 +7,10 @@ that the commit and the layer hold the same bytes while the user goes on typing.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 
 from overlayrun.errors import StoreError
-from overlayrun.files import remove_tree
+from overlayrun.files import copy_file, remove_tree
 from overlayrun.layers.marks import write_whiteout
 from overlayrun.model import EMPTY_TREE, CommitId
 from overlayrun.store.git import git
@@ -94,13 +93,21 @@ def _copy(source: bytes, target: bytes, path: bytes) -> bool:
         return stat.S_ISDIR(info.st_mode)  # a file that became a directory: its files are listed themselves
     _make_parents(source, target, os.path.dirname(path))
     try:
-        shutil.copy2(here, there, follow_symlinks=False)
+        _copy_entry(here, there, info)
     except OSError as err:
         raise StoreError(
             f"an uncommitted file can't be read: {os.fsdecode(path)}: {err.strerror}",
             hint="or: --dirty ignore",
         ) from err
     return True
+
+
+def _copy_entry(here: bytes, there: bytes, info: os.stat_result) -> None:
+    if stat.S_ISREG(info.st_mode):
+        copy_file(here, there)
+        return
+    os.symlink(os.readlink(here), there)
+    os.utime(there, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
 
 
 def _make_parents(source: bytes, target: bytes, directory: bytes) -> None:
@@ -110,7 +117,9 @@ def _make_parents(source: bytes, target: bytes, directory: bytes) -> None:
     _make_parents(source, target, os.path.dirname(directory))
     place = os.path.join(target, directory)
     os.mkdir(place)
-    shutil.copystat(os.path.join(source, directory), place)
+    info = os.stat(os.path.join(source, directory))
+    os.chmod(place, stat.S_IMODE(info.st_mode))
+    os.utime(place, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
 def _marks(target: bytes, gone: list[bytes]) -> Iterator[bytes]:
@@ -125,7 +134,7 @@ def _commit(repository: Repository, changed: list[bytes], layer: str, message: s
     index = f"{layer}/.git/index"
     own = f"{repository.git_dir}/index"
     if os.path.exists(own):
-        shutil.copyfile(own, index)
+        copy_file(own, index)
     env = {"GIT_INDEX_FILE": index, "GIT_OPTIONAL_LOCKS": "1"}
     plain = ["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "core.splitIndex=false"]
 

@@ -8,12 +8,11 @@ checkout in Python took twice as long at 100,000 files, and every file had to be
 from __future__ import annotations
 
 import os
-import shutil
 
 from overlayrun.bases.index import restat
 from overlayrun.bases.stack import BOOT, LONGEST_CHAIN, birth_mark, stack_of
 from overlayrun.errors import StoreError
-from overlayrun.files import remove_tree, write_whole
+from overlayrun.files import copy_file, remove_tree, write_whole
 from overlayrun.layers.marks import write_whiteout
 from overlayrun.model import EMPTY_TREE, TreeId
 from overlayrun.store.git import git, git_shown
@@ -115,7 +114,7 @@ def _make(
         for directory in ("tree/.git", "git/objects/info", "git/objects/pack", "git/refs/heads", "git/info"):
             os.makedirs(f"{aside}/{directory}")
         if old:
-            shutil.copyfile(f"{layout.root}/{stack_of(layout, old)[0]}/git/index", f"{aside}/git/index")
+            copy_file(f"{layout.root}/{stack_of(layout, old)[0]}/git/index", f"{aside}/git/index")
         _check_out(repository, [old, new] if old else [new], f"{aside}/tree", f"{aside}/git/index")
         _mark_deleted(f"{aside}/tree", changes)
         written = {path for letter, path in changes if letter != "D"} if old else None
@@ -207,7 +206,7 @@ def _keep_times(repository: Repository, tree: TreeId, aside: str, paths: set[byt
         try:
             info = os.lstat(source + b"/" + path)
             if path in filtered:
-                shutil.copyfile(source + b"/" + path, target + b"/" + path)
+                copy_file(source + b"/" + path, target + b"/" + path)
             os.utime(target + b"/" + path, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return

@@ -11,6 +11,7 @@ import click  # noqa: TID251  # this is overlayrun/cli/
 from overlayrun import keeper, launch
 from overlayrun.cli.here import Here, find_here
 from overlayrun.cli.options import run_options
+from overlayrun.cli.telling import tell
 from overlayrun.cli.words import branch_argument
 from overlayrun.control import ask
 from overlayrun.errors import UsageError, WorkspaceError
@@ -72,7 +73,7 @@ def _join(here: Here, record: Record, argv: list[str]) -> int:
     terminal = Terminal()
     pid = os.fork()
     if pid == 0:
-        run_joined(joined, command, tell=launch.tell)
+        run_joined(joined, command, tell=tell)
     for number in (signal.SIGINT, signal.SIGQUIT):  # they are the command's: it shares our terminal
         signal.signal(number, signal.SIG_IGN)
     _, status = os.waitpid(pid, 0)

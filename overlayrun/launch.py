@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 import sys
 
-from overlayrun.cli.options import parse_run
+from overlayrun.cli.configured import configured
+from overlayrun.cli.here import inside_of
+from overlayrun.cli.options import parse_run, run_options
+from overlayrun.cli.telling import show_error, tell
 from overlayrun.errors import HostError, OverlayrunError, UsageError
 from overlayrun.run import OURS, run_command
 from overlayrun.store.location import find_repository
@@ -17,9 +20,8 @@ from overlayrun.workspace.layout import open_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
-
-    from overlayrun.model import RunOptions
+    from collections.abc import Mapping
+    from typing import Any, NoReturn
 
 
 def main() -> NoReturn:
@@ -35,9 +37,9 @@ def main() -> NoReturn:
         from overlayrun.cli.main import run_cli  # click costs 30 ms
 
         run_cli(words)
-    options, command = parsed
+    given, command = parsed
     try:
-        status = run(options, command)
+        status = run(given, command)
     except KeyboardInterrupt:
         tell("interrupted before the command was started")
         status = 130
@@ -55,13 +57,17 @@ def _try_lean(words: list[str]) -> None:
             os._exit(status)
 
 
-def run(options: RunOptions, command: list[str]) -> int:
-    """Run a command in a workspace of the repository around the current directory; the exit status."""
+def run(given: Mapping[str, Any], command: list[str]) -> int:
+    """Run a command in a workspace of the repository around the current directory; the exit status.
+
+    given: values of run options by name; git configuration and defaults stand for the others.
+    """
     try:
         _refuse_nesting()
         if not command:
             raise UsageError("no command after --", hint="overlayrun -- opencode")
         repository = find_repository(os.getcwd())
+        options = run_options({**configured(repository.root, repository.common_dir), **given})
         return run_command(repository, open_state(repository.common_dir), options, command, tell)
     except OverlayrunError as err:
         show_error(err)
@@ -74,25 +80,9 @@ def run(options: RunOptions, command: list[str]) -> int:
 
 
 def _refuse_nesting() -> None:
-    branch = os.environ.get("OVERLAYRUN_BRANCH")
-    if branch and os.path.isdir("/run/overlayrun"):
+    branch = inside_of()
+    if branch:
         raise UsageError(
             f"this is a workspace already (branch {branch}), and overlays don't nest deeper than two",
             hint="start it from a terminal outside; here: overlayrun snapshot -m TEXT",
         )
-
-
-def tell(line: str) -> None:
-    """Show a line of ours on standard error, at once; a closed one is no reason to stop."""
-    try:
-        os.write(2, f"overlayrun: {line}\n".encode("utf-8", "backslashreplace"))
-    except OSError:
-        pass
-
-
-def show_error(err: OverlayrunError) -> None:
-    """Show an expected failure: the sentence, git's or the kernel's words, what to type next."""
-    tell(err.brief)
-    for text, mark in ((err.details, "  "), (err.hint, "hint: ")):
-        for line in (text or "").splitlines():
-            tell(f"{mark}{line}")

@@ -64,7 +64,9 @@ class Done:
     err: str
 
     def __str__(self) -> str:
-        return f"exit {self.code}\n{self.out}\n-- stderr --\n{self.err}".encode("utf-8", "backslashreplace").decode()
+        return f"exit {self.code}\n{self.out}\n-- stderr --\n{self.err}".encode(
+            "utf-8", "backslashreplace"
+        ).decode()
 
     @property
     def ours(self) -> list[str]:
@@ -175,7 +177,12 @@ class UserRepo:
 
     def raw_git(self, *args: str, data: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
         done = subprocess.run(
-            ["git", *args], cwd=self.root, env={**self.env, **(env or {})}, input=data, capture_output=True, check=False
+            ["git", *args],
+            cwd=self.root,
+            env={**self.env, **(env or {})},
+            input=data,
+            capture_output=True,
+            check=False,
         )
         assert done.returncode == 0, f"git {args}: {done.stderr.decode(errors='replace')}"
         return done.stdout
@@ -290,7 +297,7 @@ class UserRepo:
         return {path: what for what, _, path in (line.partition("\t") for line in listed)}
 
     def picture(self) -> dict[str, tuple[object, ...]]:
-        """What no run may change: the user's tree, and his git directory less objects, logs and our own refs."""
+        """What no run may change: the user's tree and git directory, less objects, logs and refs."""
         skipped = {f"{self.root}/.git/{name}" for name in ("objects", "overlayrun", "logs", "refs")}
         found: dict[str, tuple[object, ...]] = {}
         for directory, directories, names in os.walk(self.root):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -44,13 +43,17 @@ def _unchanged(repo: UserRepo, action: Callable[[], Done]) -> Done:
 
 
 def test_not_a_repository(repo: UserRepo, tmp_path: Path) -> None:
-    _refused(repo.overlayrun("--", "true", cwd=tmp_path), "not a git repository", str(tmp_path), hint="git init")
+    _refused(
+        repo.overlayrun("--", "true", cwd=tmp_path), "not a git repository", str(tmp_path), hint="git init"
+    )
     assert sorted(os.listdir(tmp_path)) == ["home", "repo"]
 
 
 def test_a_directory_that_is_gone(repo: UserRepo) -> None:
     script = f"mkdir gone; cd gone; rmdir ../gone; {' '.join(repo.command('--', 'true'))}"
-    shell = subprocess.run(["sh", "-c", script], cwd=repo.root, env=repo.env, capture_output=True, text=True, check=False)
+    shell = subprocess.run(
+        ["sh", "-c", script], cwd=repo.root, env=repo.env, capture_output=True, text=True, check=False
+    )
     assert shell.returncode == 125, shell.stderr
     assert "Traceback" not in shell.stderr, shell.stderr
 
@@ -92,14 +95,17 @@ def test_unborn_head_with_uncommitted_files(empty_repo: UserRepo) -> None:
     assert set(empty_repo.files("b")) == {"a", "staged", "new"}
 
 
-@pytest.mark.parametrize("base", ["no-such", "HEAD~99", "--all", "-x", "HEAD:README", "", "main..main", "0" * 40])
+@pytest.mark.parametrize(
+    "base", ["no-such", "HEAD~99", "--all", "-x", "HEAD:README", "", "main..main", "0" * 40]
+)
 def test_unknown_base(repo: UserRepo, base: str) -> None:
     _refused(_unchanged(repo, lambda: repo.overlayrun(f"--base={base}", "--", "true")), hint="git log")
 
 
 BAD_NAMES = (
-    "-x", "../../x", "a..b", "HEAD", "refs/heads/main", "main.lock", "a b", "$(touch x)\n", "a\x1b[31m", "@{-1}",
-    "x" * 300, "a//b", "/a", "a/", ".a", "a/.b", "a~b", "a^b", "a:b", "a?b", "a*b", "a[b", "a\\b", "@", "", "a.", "a\x7f",
+    "-x", "../../x", "a..b", "HEAD", "refs/heads/main", "main.lock", "a b", "$(touch x)\n", "a\x1b[31m",
+    "@{-1}", "x" * 300, "a//b", "/a", "a/", ".a", "a/.b", "a~b", "a^b", "a:b", "a?b", "a*b", "a[b", "a\\b",
+    "@", "", "a.", "a\x7f",
 )  # fmt: skip
 
 
@@ -191,7 +197,7 @@ def test_into_an_unknown_branch(repo: UserRepo) -> None:
     "words",
     [["--timeout", "soon"], ["--timeout", "-1"], ["--timeout", "nan"], ["--every", ""], ["--dirty", "maybe"],
      ["--carry", "x"], ["--home", "x"], ["--no-such-option"], ["-b"], ["--rm=yes"]],
-    ids=lambda words: "".join(words),
+    ids="".join,
 )  # fmt: skip
 def test_bad_options(repo: UserRepo, words: list[str]) -> None:
     done = _unchanged(repo, lambda: repo.overlayrun(*words, "--", "true"))
@@ -205,7 +211,9 @@ def test_no_command(repo: UserRepo) -> None:
 
 
 def test_missing_bind(repo: UserRepo) -> None:
-    _refused(_unchanged(repo, lambda: repo.sh("true", "--bind-ro", "/no/such/place")), "/no/such/place", hint=None)
+    _refused(
+        _unchanged(repo, lambda: repo.sh("true", "--bind-ro", "/no/such/place")), "/no/such/place", hint=None
+    )
 
 
 def test_dirty_fail_refuses_uncommitted_changes(repo: UserRepo) -> None:
@@ -213,7 +221,9 @@ def test_dirty_fail_refuses_uncommitted_changes(repo: UserRepo) -> None:
     _refused(_unchanged(repo, lambda: repo.sh("true", "--dirty", "fail")), "1 uncommitted", hint="--dirty")
 
 
-@pytest.mark.parametrize("words", [["-b", "taken/below"], ["-b", "b", "--dirty", "fail"], ["-b", "b", "--bind-ro", "/no/such"]])
+@pytest.mark.parametrize(
+    "words", [["-b", "taken/below"], ["-b", "b", "--dirty", "fail"], ["-b", "b", "--bind-ro", "/no/such"]]
+)
 def test_what_is_refused_is_refused_before_the_slow_part(repo: UserRepo, words: list[str]) -> None:
     repo.git("branch", "taken")
     repo.write("new", "x")
@@ -279,80 +289,26 @@ def test_unwritable_state_place(repo: UserRepo) -> None:
 
 def test_read_only_repository(repo: UserRepo) -> None:
     """A read-only mount over it; by modes alone root would not notice."""
-    wrapped = ["unshare", "-Urm", "sh", "-c", 'mount --bind "$0" "$0"; mount -o remount,bind,ro "$0"; cd "$0"; shift 0; exec "$@"', str(repo.root)]
+    wrapped = [
+        "unshare",
+        "-Urm",
+        "sh",
+        "-c",
+        'mount --bind "$0" "$0"; mount -o remount,bind,ro "$0"; cd "$0"; shift 0; exec "$@"',
+        str(repo.root),
+    ]
     shell = subprocess.run(
-        [*wrapped, *repo.command("-b", "b", "--", "true")], cwd=repo.root, env=repo.env, capture_output=True, text=True, check=False
+        [*wrapped, *repo.command("-b", "b", "--", "true")],
+        cwd=repo.root,
+        env=repo.env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert shell.returncode == 125, shell.stderr
     assert "Traceback" not in shell.stderr
     assert "hint: " in shell.stderr
     assert repo.records() == {}
-
-
-ODD = (b"a:b", b"a,b", b"a\\b", b"a b", b"a'\"b", b"a\xff\xfeb", b"a\tb", b"\xc3\xa9", b"a%b", b"-a", b"$x", b"a\\", b":", b"a\\:b,c")
-
-
-@pytest.mark.parametrize("name", ODD, ids=ascii)
-def test_repository_at_an_odd_path_works(repo: UserRepo, tmp_path: Path, name: bytes) -> None:
-    moved = tmp_path / os.fsdecode(name)
-    repo.root.rename(moved)
-    odd = repo.at(moved)
-    (moved / ".gitignore").write_text(".env\nmodules/\n")
-    (moved / ".env").write_text("E\n")
-    (moved / "modules").mkdir()
-    (moved / "modules/m").write_text("M\n")
-    (moved / "README").write_text("changed\n")
-    done = odd.sh("cat README .env modules/m; git status --porcelain; echo x >new")
-    assert done.code == 0, str(done)
-    assert done.out == "changed\nE\nM\n"[: len(done.out)] or done.out.startswith("changed\nE\nM\n")
-    assert odd.show("b", "new") == "x\n"
-    odd.git("checkout", "-q", "--", "README")
-    odd.commit("next", README="third\n")
-    assert odd.inside("cat README", branch="c") == "third\n"
-    assert odd.inside("cat new") == "x\n"
-
-
-def test_repository_whose_path_has_a_line_break_gets_a_clear_line(repo: UserRepo, tmp_path: Path) -> None:
-    moved = tmp_path / "a\nb"
-    repo.root.rename(moved)
-    done = repo.at(moved).overlayrun("--", "true")
-    if done.code != 0:
-        _refused(done, hint=None)
-
-
-def test_a_moved_repository_goes_on(repo: UserRepo, tmp_path: Path) -> None:
-    repo.inside("echo x >new; git add new; git commit -qm mine; echo y >more")
-    repo.root.rename(tmp_path / "moved")
-    moved = repo.at(tmp_path / "moved")
-    assert moved.inside("pwd; cat new more; git status --porcelain; echo z >last") == f"{moved.root}\nx\ny\n?? more\n"
-    assert moved.show("b", "last") == "z\n"
-
-
-def test_a_copied_repository_is_independent(repo: UserRepo, tmp_path: Path) -> None:
-    repo.inside("echo x >new; rm README; mkdir -p src2; echo y >src2/f; rm -r src; mkdir src; echo z >src/only")
-    subprocess.run(["cp", "-a", str(repo.root), str(tmp_path / "copy")], check=True)
-    copy = repo.at(tmp_path / "copy")
-    done = copy.sh("cat new; ls . src; echo copy >where")
-    assert done.code == 0, str(done)
-    assert done.out.split() == ["x", ".:", "link", "new", "src", "src2", "tool.sh", "src:", "only"]
-    repo.inside("echo original >where")
-    assert (copy.show("b", "where"), repo.show("b", "where")) == ("copy\n", "original\n")
-    assert set(copy.files("b")) == {"link", "new", "src/only", "src2/f", "tool.sh", "where"}
-
-
-def test_a_repository_copied_without_marks_is_not_taken_for_whole(repo: UserRepo, tmp_path: Path) -> None:
-    """A copy by a tool that drops devices and attributes: deleted files may not come back in silence."""
-    repo.inside("rm README; rm -r src; mkdir src; echo z >src/only")
-    shutil.copytree(repo.root, tmp_path / "copy", symlinks=True, ignore=lambda place, names: [
-        name for name in names if not os.path.isdir(f"{place}/{name}") and not os.path.isfile(f"{place}/{name}") and not os.path.islink(f"{place}/{name}")
-    ], copy_function=shutil.copyfile)  # fmt: skip
-    for path in [tmp_path / "copy/.git/overlayrun", *(tmp_path / "copy/.git/overlayrun").rglob("*")]:
-        if path.is_dir():
-            path.chmod(0o700)
-    copy = repo.at(tmp_path / "copy")
-    done = copy.sh("ls . src")
-    if done.code == 0:
-        assert set(copy.files("b")) == {"link", "src/only", "tool.sh"}, str(done)
 
 
 def test_git_is_missing(repo: UserRepo, tmp_path: Path) -> None:
@@ -415,7 +371,9 @@ def test_state_on_another_file_system(repo: UserRepo, loop_disk: Mounter, kind: 
     repo.env["OVERLAYRUN_STATE_DIR"] = str(disk / "state")
     repo.write(".gitignore", "modules/\n")
     repo.write("modules/m", "M\n")
-    assert repo.inside("cat README modules/m; git status --porcelain; rm README; echo x >new", "--carry", "link").startswith("read me\nM\n")
+    assert repo.inside(
+        "cat README modules/m; git status --porcelain; rm README; echo x >new", "--carry", "link"
+    ).startswith("read me\nM\n")
     assert repo.show("b", "new") == "x\n"
     assert repo.inside("ls modules") == "m\n"
 

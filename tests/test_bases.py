@@ -31,7 +31,9 @@ for place, dirs, names in os.walk(b'.'):
         path = place + b'/' + name
         if os.path.islink(path): what = ['link', os.readlink(path).hex()]
         elif os.path.isdir(path): what = ['directory']
-        else: what = ['file', bool(os.stat(path).st_mode & 0o100), hashlib.sha1(open(path, 'rb').read()).hexdigest()]
+        else:
+            content = hashlib.sha1(open(path, 'rb').read()).hexdigest()
+            what = ['file', bool(os.stat(path).st_mode & 0o100), content]
         found[path.hex()] = what
 print(json.dumps(found, sort_keys=True))
 """
@@ -42,13 +44,17 @@ def _outside(place: Path) -> object:
 
 
 def _inside(repo: UserRepo, *options: str) -> object:
-    done = repo.overlayrun("--rm", "-q", *options, "--", "sh", "-c", 'git status --porcelain && exec python3 -c "$0"', DUMP)
+    done = repo.overlayrun(
+        "--rm", "-q", *options, "--", "sh", "-c", 'git status --porcelain && exec python3 -c "$0"', DUMP
+    )
     assert done.code == 0, str(done)
     return json.loads(done.out)  # a line of status before it is no JSON: clean means empty
 
 
 NAMES: Final = ["a", "b", "a/x", "a/x/z", "a/y", "b/é", "b/sp ace", "c/d/e", "c/nl\n", "c/\udcff", "c/d:,\\"]
-EDIT: Final = st.tuples(st.sampled_from(["file", "exec", "link", "delete"]), st.sampled_from(NAMES), st.integers(0, 3))
+EDIT: Final = st.tuples(
+    st.sampled_from(["file", "exec", "link", "delete"]), st.sampled_from(NAMES), st.integers(0, 3)
+)
 
 
 def _edit(root: Path, edit: tuple[str, str, int]) -> None:
@@ -74,7 +80,9 @@ def _edit(root: Path, edit: tuple[str, str, int]) -> None:
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=st.lists(st.lists(EDIT, min_size=1, max_size=6), min_size=2, max_size=4))
-def test_random_commits_look_like_their_checkouts(repo: UserRepo, history: list[list[tuple[str, str, int]]]) -> None:
+def test_random_commits_look_like_their_checkouts(
+    repo: UserRepo, history: list[list[tuple[str, str, int]]]
+) -> None:
     here = repo.at(repo.root.parent / uuid.uuid4().hex)
     here.root.mkdir()
     here.git("init", "-q")
@@ -139,7 +147,10 @@ def test_a_directory_that_comes_back_with_other_files(repo: UserRepo) -> None:
 def test_times_are_those_of_the_checkout(repo: UserRepo) -> None:
     os.utime(repo.root / "README", ns=(10**18, 1_234_567_890_123_456_789))
     os.utime(repo.root / "src/app.py", ns=(10**18, 1_300_000_000_000_000_001))
-    assert repo.inside("stat -c %.9Y README src/app.py").split() == ["1234567890.123456789", "1300000000.000000001"]
+    assert repo.inside("stat -c %.9Y README src/app.py").split() == [
+        "1234567890.123456789",
+        "1300000000.000000001",
+    ]
     repo.commit("next", other="x")
     os.utime(repo.root / "other", ns=(10**18, 1_400_000_000_000_000_002))
     out = repo.inside("stat -c %.9Y README src/app.py other; git status --porcelain", branch="c").split()
@@ -205,7 +216,9 @@ def test_lfs_files_come_as_content_and_go_as_pointers(repo: UserRepo) -> None:
     repo.write("a.bin", "first content\n" * 50)
     repo.commit("lfs")
     assert repo.show("HEAD", "a.bin").startswith("version https://git-lfs")
-    done = repo.sh("cat a.bin | head -1; git status --porcelain; echo new content >b.bin; echo changed >>a.bin")
+    done = repo.sh(
+        "cat a.bin | head -1; git status --porcelain; echo new content >b.bin; echo changed >>a.bin"
+    )
     assert done.out == "first content\n", str(done)
     for name in ("a.bin", "b.bin"):
         if name in repo.files("b") and repo.files("b")[name] != repo.files("main").get(name):
@@ -224,7 +237,9 @@ def test_line_endings_by_attribute(repo: UserRepo) -> None:
     repo.commit("attributes")
     assert repo.show("HEAD", "a.txt") == "one\ntwo\n"
     assert _inside(repo) == _outside(repo.root)
-    repo.inside("printf 'three\\r\\n' >>a.txt; printf 'n\\r\\n' >n.txt; test -z \"$(git diff --stat -- b.u16)\"")
+    repo.inside(
+        "printf 'three\\r\\n' >>a.txt; printf 'n\\r\\n' >n.txt; test -z \"$(git diff --stat -- b.u16)\""
+    )
     assert (repo.show("b", "a.txt"), repo.show("b", "n.txt")) == ("one\ntwo\nthree\n", "n\n")
 
 
@@ -283,7 +298,9 @@ def test_detached_head(repo: UserRepo) -> None:
 def test_shallow_clone(repo: UserRepo, tmp_path: Path) -> None:
     shallow = repo.at(tmp_path / "shallow")
     repo.git("clone", "-q", "--depth=1", f"file://{repo.root}", str(shallow.root))
-    out = shallow.inside("git log --oneline | wc -l; git status --porcelain; echo x >new; git add new; git commit -qm mine")
+    out = shallow.inside(
+        "git log --oneline | wc -l; git status --porcelain; echo x >new; git add new; git commit -qm mine"
+    )
     assert out == "1\n"
     assert shallow.show("b", "new") == "x\n"
     assert shallow.git("log", "-1", "--format=%s", "b") == "mine"
@@ -297,14 +314,19 @@ def test_partial_clone(repo: UserRepo, tmp_path: Path) -> None:
     assert partial.inside("cat README; git status --porcelain; echo x >new") == "later\n"
     assert partial.show("b", "new") == "x\n"
     done = partial.sh("cat README", "--base", "HEAD~1", branch="old")
-    assert done.out == "read me\n" or (done.code == 125 and "hint: " in done.err and "Traceback" not in done.err), str(done)
+    assert done.out == "read me\n" or (
+        done.code == 125 and "hint: " in done.err and "Traceback" not in done.err
+    ), str(done)
 
 
 def test_alternates_of_the_user(repo: UserRepo) -> None:
     source, shared = repo.home / "source", repo.at(repo.home / "shared")  # /tmp is private inside
     repo.git("clone", "-q", "--bare", str(repo.root), str(source))
     repo.git("clone", "-q", "--shared", str(source), str(shared.root))
-    done = shared.sh("git log --oneline | wc -l; git status --porcelain; cat README; echo x >new; git add new; git commit -qm m")
+    done = shared.sh(
+        "git log --oneline | wc -l; git status --porcelain; "
+        "cat README; echo x >new; git add new; git commit -qm m"
+    )
     assert done.code == 0, str(done)
     assert done.out == "2\nread me\n"
     assert shared.show("b", "new") == "x\n"
@@ -320,7 +342,9 @@ def test_a_replaced_object_is_seen_as_the_commit_says(repo: UserRepo) -> None:
 def test_split_index_and_untracked_cache_of_the_user_stay_his(repo: UserRepo) -> None:
     repo.git("update-index", "--split-index", "--untracked-cache")
     repo.write("README", "changed\n")
-    before = {path: facts[-1] for path, facts in repo.picture().items()}  # git itself touches a shared index's time
+    before = {
+        path: facts[-1] for path, facts in repo.picture().items()
+    }  # git itself touches a shared index's time
     assert repo.inside("cat README; git status --porcelain") == "changed\n M README\n"
     assert {path: facts[-1] for path, facts in repo.picture().items()} == before
 

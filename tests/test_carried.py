@@ -37,7 +37,8 @@ def carrying(repo: UserRepo) -> UserRepo:
 
 LOOK: Final = (
     "cat .env build/out src/debug.log packages/one/node_modules/dep/index.js node_modules/p3/f3.js;"
-    "find node_modules -type f | wc -l; readlink node_modules/.bin/tool; node_modules/p1/run; stat -c %a .env; git status --porcelain"
+    "find node_modules -type f | wc -l; readlink node_modules/.bin/tool; "
+    "node_modules/p1/run; stat -c %a .env; git status --porcelain"
 )
 SEEN: Final = f"KEY=1\nbuilt\nlog\ndep\n3\n{SEVERAL + 1}\n../p1/f1.js\nrun\n600\n"
 
@@ -49,18 +50,31 @@ def test_everything_ignored_is_there(carrying: UserRepo, policy: list[str], dirt
 
 
 def test_carry_none_brings_nothing(carrying: UserRepo) -> None:
-    assert carrying.inside("ls -A", "--carry", "none").split() == [".git", ".gitignore", "README", "link", "packages", "src", "tool.sh"]
+    assert carrying.inside("ls -A", "--carry", "none").split() == [
+        ".git",
+        ".gitignore",
+        "README",
+        "link",
+        "packages",
+        "src",
+        "tool.sh",
+    ]
 
 
 def test_times_and_modes_come_along(carrying: UserRepo) -> None:
     os.utime(carrying.root / "node_modules/p3/f3.js", ns=(10**18, 1_234_567_890_123_456_789))
     os.utime(carrying.root / ".env", ns=(10**18, 1_234_567_890_000_000_001))
-    assert carrying.inside("stat -c %.9Y node_modules/p3/f3.js .env").split() == ["1234567890.123456789", "1234567890.000000001"]
+    assert carrying.inside("stat -c %.9Y node_modules/p3/f3.js .env").split() == [
+        "1234567890.123456789",
+        "1234567890.000000001",
+    ]
 
 
 EDITS: Final = (
-    "echo inside >>.env; echo inside >>node_modules/p3/f3.js; rm -r node_modules/p1; echo n >node_modules/p2/new;"
-    "chmod 777 build/out; echo x >build/out; mkdir -p node_modules/fresh; echo f >node_modules/fresh/f; truncate -s0 src/debug.log;"
+    "echo inside >>.env; echo inside >>node_modules/p3/f3.js; "
+    "rm -r node_modules/p1; echo n >node_modules/p2/new;"
+    "chmod 777 build/out; echo x >build/out; mkdir -p node_modules/fresh; "
+    "echo f >node_modules/fresh/f; truncate -s0 src/debug.log;"
     "echo dep2 >packages/one/node_modules/dep/index.js"
 )
 
@@ -75,7 +89,10 @@ def test_host_files_stay_as_they_are(carrying: UserRepo, policy: str) -> None:
 
 def test_changes_are_kept_by_the_branch_and_not_shared(carrying: UserRepo) -> None:
     carrying.inside(EDITS)
-    look = "tail -1 .env; tail -1 node_modules/p3/f3.js; ls -d node_modules/p1 2>&1 | grep -c cannot || true; cat node_modules/fresh/f build/out packages/one/node_modules/dep/index.js"
+    look = (
+        "tail -1 .env; tail -1 node_modules/p3/f3.js; ls -d node_modules/p1 2>&1 | grep -c cannot || true; "
+        "cat node_modules/fresh/f build/out packages/one/node_modules/dep/index.js"
+    )
     assert carrying.inside(look) == "inside\ninside\n1\nf\nx\ndep2\n"
     assert carrying.inside(LOOK, branch="other") == SEEN
 
@@ -88,7 +105,8 @@ def test_nothing_carried_is_committed(carrying: UserRepo) -> None:
 def test_nothing_carried_is_committed_when_the_agent_bends_the_rules(carrying: UserRepo) -> None:
     """A rule that the agent changes, or a forced add, does not make a secret of the user's a commit's."""
     done = carrying.sh(
-        "echo >.gitignore; echo inside >>.env; echo x >node_modules/p3/f3.js; git add -f .env node_modules/p3; git add -A . ; git commit -qm 'all of it' ; true"
+        "echo >.gitignore; echo inside >>.env; echo x >node_modules/p3/f3.js; "
+        "git add -f .env node_modules/p3; git add -A . ; git commit -qm 'all of it' ; true"
     )
     assert done.code == 0, str(done)
     history = carrying.git("log", "--format=", "--name-only", "main..b").split()
@@ -100,7 +118,9 @@ def test_nothing_carried_is_committed_when_the_agent_bends_the_rules(carrying: U
 
 
 def test_an_unchanged_secret_is_not_committed_either(carrying: UserRepo) -> None:
-    carrying.inside("echo >.gitignore; cp .env copy-of-env; rm copy-of-env; git add -A; git commit -qm all || true")
+    carrying.inside(
+        "echo >.gitignore; cp .env copy-of-env; rm copy-of-env; git add -A; git commit -qm all || true"
+    )
     assert ".env" not in carrying.files("b")
     assert b"KEY=1" not in carrying.raw_git("cat-file", "--batch-all-objects", "--batch")
 
@@ -137,7 +157,10 @@ def test_a_new_branch_sees_the_users_newer_files(carrying: UserRepo) -> None:
     (carrying.root / "node_modules/p3/f3.js").unlink()
     carrying.write("node_modules/p3/f3.js", "reinstalled\n")
     carrying.write("node_modules/p4/added.js", "added\n")
-    assert carrying.inside("cat .env node_modules/p3/f3.js node_modules/p4/added.js", branch="c") == "KEY=22\nreinstalled\nadded\n"
+    assert (
+        carrying.inside("cat .env node_modules/p3/f3.js node_modules/p4/added.js", branch="c")
+        == "KEY=22\nreinstalled\nadded\n"
+    )
 
 
 def test_a_new_branch_sees_a_large_directorys_file_edited_in_place(carrying: UserRepo) -> None:
@@ -166,7 +189,10 @@ def test_a_global_rule_added_later_is_noticed(carrying: UserRepo) -> None:
 def test_worktreeinclude_narrows(carrying: UserRepo) -> None:
     carrying.write(".worktreeinclude", "# what comes along\n.env\n/packages/**/node_modules/\n")
     carrying.commit("include")
-    out = carrying.inside("cat .env packages/one/node_modules/dep/index.js; ls -d node_modules build src/debug.log 2>/dev/null || true")
+    out = carrying.inside(
+        "cat .env packages/one/node_modules/dep/index.js; "
+        "ls -d node_modules build src/debug.log 2>/dev/null || true"
+    )
     assert out == "KEY=1\ndep\n"
 
 
@@ -197,7 +223,11 @@ def test_foreign_files_come_along_as_the_users(carrying: UserRepo, owner: int, p
     """Root sees all; what it carries must be writable inside, where no other owner is mapped."""
     for name in ("node_modules/p3/f3.js", "node_modules/p3", ".env", "build", "build/out"):
         os.chown(carrying.root / name, owner, 12345)
-    done = carrying.sh("echo w >>node_modules/p3/f3.js; echo w >>.env; echo w >>build/out; echo n >build/n; cat build/out", "--carry", policy)
+    done = carrying.sh(
+        "echo w >>node_modules/p3/f3.js; echo w >>.env; echo w >>build/out; echo n >build/n; cat build/out",
+        "--carry",
+        policy,
+    )
     assert done.code == 0, str(done)
     assert done.out == "built\nw\n"
 
@@ -217,7 +247,9 @@ def test_reflinks_where_the_disk_can(carrying: UserRepo, loop_disk: Mounter, kin
     assert (used.f_bfree - after.f_bfree) * used.f_frsize < 8 << 20
     with (there.root / "node_modules/blob").open("r+b") as file:
         file.write(b"user")
-    assert there.inside("head -c4 node_modules/blob | od -An -c") != there.inside("printf user | od -An -c", branch="c")
+    assert there.inside("head -c4 node_modules/blob | od -An -c") != there.inside(
+        "printf user | od -An -c", branch="c"
+    )
 
 
 def test_sockets_and_pipes_among_ignored_files_stop_nothing(carrying: UserRepo) -> None:
@@ -231,7 +263,10 @@ def test_a_link_that_leads_nowhere_or_out_is_a_link_inside(carrying: UserRepo, t
     (carrying.root / "build/dangling").symlink_to("nowhere")
     (carrying.root / "build/out-of-tree").symlink_to(tmp_path / "elsewhere")
     (carrying.root / "linked.log").symlink_to(tmp_path / "elsewhere")
-    assert carrying.inside("readlink build/dangling build/out-of-tree linked.log").splitlines() == ["nowhere", *[f"{tmp_path}/elsewhere"] * 2]
+    assert carrying.inside("readlink build/dangling build/out-of-tree linked.log").splitlines() == [
+        "nowhere",
+        *[f"{tmp_path}/elsewhere"] * 2,
+    ]
 
 
 def test_names_of_ignored_files_may_be_odd(repo: UserRepo) -> None:
@@ -239,4 +274,10 @@ def test_names_of_ignored_files_may_be_odd(repo: UserRepo) -> None:
     repo.commit("ignore")
     for name in ("a b.x", "nl\n.x", "\udcff.x", "-r.x", "odd\n dir/f", "q'\".x"):
         repo.write(name, f"{name!a}")
-    assert repo.inside("find . -path ./.git -prune -o -name '*.x' -print0 -o -path './odd*' -type f -print0 | tr -cd '\\0' | wc -c") == "6\n"
+    assert (
+        repo.inside(
+            "find . -path ./.git -prune -o -name '*.x' -print0 -o "
+            "-path './odd*' -type f -print0 | tr -cd '\\0' | wc -c"
+        )
+        == "6\n"
+    )

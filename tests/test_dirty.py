@@ -34,7 +34,10 @@ EDITS: Final = {
     "file became directory": "rm README; mkdir README; echo f >README/f",
     "directory became file": "rm -r src; echo f >src",
     "directory became link": "mv src lib; ln -s lib src",
-    "odd names": "echo x >'a b'; echo x >\"$(printf 'n\\nl')\"; echo x >-rf; echo x >\"$(printf 'b\\377')\"; echo x >'q\"'",
+    "odd names": (
+        "echo x >'a b'; echo x >\"$(printf 'n\\nl')\"; echo x >-rf; "
+        "echo x >\"$(printf 'b\\377')\"; echo x >'q\"'"
+    ),
     "empty directory": "mkdir empty",
     "large": "head -c 9000000 /dev/zero >large",
     "assume unchanged": "echo more >>README; git update-index --assume-unchanged README; echo new >new",
@@ -92,7 +95,13 @@ def test_only_the_agents_own_change_is_on_top(repo: UserRepo, name: str) -> None
 
 
 def test_the_recorded_commit_is_what_add_all_would_record(repo: UserRepo) -> None:
-    _user_sh(repo, "; ".join(EDITS[name] for name in ("modified", "directory deleted", "untracked", "not executable", "odd names")))
+    _user_sh(
+        repo,
+        "; ".join(
+            EDITS[name]
+            for name in ("modified", "directory deleted", "untracked", "not executable", "odd names")
+        ),
+    )
     repo.inside("true")
     index = str(repo.home / "index")
     repo.raw_git("read-tree", "HEAD", env={"GIT_INDEX_FILE": index})
@@ -104,11 +113,16 @@ def test_the_recorded_commit_is_what_add_all_would_record(repo: UserRepo) -> Non
 def test_ignore_leaves_them_out(repo: UserRepo) -> None:
     _user_sh(repo, "echo more >>README; echo new >new; rm tool.sh; git add README")
     before = repo.picture()
-    assert repo.inside("cat README; ls; git status --porcelain", "--dirty", "ignore") == "read me\nREADME\nlink\nsrc\ntool.sh\n"
+    assert (
+        repo.inside("cat README; ls; git status --porcelain", "--dirty", "ignore")
+        == "read me\nREADME\nlink\nsrc\ntool.sh\n"
+    )
     assert repo.picture() == before
 
 
-@pytest.mark.parametrize("name", ["modified", "staged", "untracked", "deleted", "executable", "intent to add"])
+@pytest.mark.parametrize(
+    "name", ["modified", "staged", "untracked", "deleted", "executable", "intent to add"]
+)
 def test_fail_refuses_every_kind(repo: UserRepo, name: str) -> None:
     _user_sh(repo, EDITS[name])
     before, refs = repo.picture(), repo.refs()
@@ -210,13 +224,18 @@ def test_line_endings_in_uncommitted_files(repo: UserRepo) -> None:
     repo.write("a.txt", "one\r\n")
     repo.commit("crlf")
     repo.write("a.txt", "one\r\ntwo\r\n")
-    assert repo.inside("od -An -c a.txt | tr -d ' \\n'; git status --porcelain") == "one\\r\\ntwo\\r\\n M a.txt\n"
+    assert (
+        repo.inside("od -An -c a.txt | tr -d ' \\n'; git status --porcelain")
+        == "one\\r\\ntwo\\r\\n M a.txt\n"
+    )
     assert repo.show(f"refs/overlayrun/dirty/{repo.records()['b']['id']}", "a.txt") == "one\ntwo\n"
 
 
 def test_changes_made_after_the_start_stay_out(repo: UserRepo) -> None:
     repo.write("new", "first\n")
-    with repo.started("-b", "b", "--", "sh", "-c", "echo ready; read a; cat new; ls later 2>&1; cat README") as run:
+    with repo.started(
+        "-b", "b", "--", "sh", "-c", "echo ready; read a; cat new; ls later 2>&1; cat README"
+    ) as run:
         run.expect("ready")
         for name in ("new", "README"):
             with (repo.root / name).open("a") as file:

@@ -213,7 +213,7 @@ def test_interrupt_before_the_command_runs_leaves_nothing_locked(repo: UserRepo,
             terminal.type(keys)
             try:
                 terminal.process.wait(0.25)
-            except Exception:  # noqa: BLE001, S110  # only the wait's time is over
+            except Exception:  # noqa: BLE001  # only the wait's time is over
                 pass
         assert terminal.process.poll() is not None, terminal.text()
     assert repo.sh("true").code == 0

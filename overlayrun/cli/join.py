@@ -10,7 +10,6 @@ import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun import keeper, launch
 from overlayrun.cli.here import Here, find_here
-from overlayrun.cli.options import run_options
 from overlayrun.cli.telling import tell
 from overlayrun.cli.words import branch_argument
 from overlayrun.control import ask
@@ -59,7 +58,7 @@ def _run_in(text: str, argv: list[str]) -> int:
     record = find(here.layout, text)
     if is_locked(here.layout.workspace(record.id).lock):
         return _join(here, record, argv)
-    return launch.run(run_options({"branch": record.branch}), argv)
+    return launch.run({"branch": record.branch}, argv)
 
 
 def _join(here: Here, record: Record, argv: list[str]) -> int:

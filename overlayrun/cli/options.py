@@ -91,8 +91,8 @@ def run_options(given: Mapping[str, Any]) -> RunOptions:
     return RunOptions(**{option.name: given.get(option.name, option.default) for option in RUN_OPTIONS})
 
 
-def parse_run(words: Sequence[str]) -> tuple[RunOptions, list[str]] | None:
-    """Options and command of `[run options] -- COMMAND`; None where it is not that (another command, --help).
+def parse_run(words: Sequence[str]) -> tuple[dict[str, Any], list[str]] | None:
+    """Options given and command of `[run options] -- COMMAND`; None where it is not that.
 
     Raises UsageError for a value that an option can't take.
     """
@@ -101,7 +101,7 @@ def parse_run(words: Sequence[str]) -> tuple[RunOptions, list[str]] | None:
     while rest:
         word = rest.pop(0)
         if word == "--":
-            return run_options(given), rest
+            return given, rest
         flag, joined, value = word.partition("=") if word.startswith("--") else (word[:2], word[2:], word[2:])
         option = _BY_FLAG.get(flag)
         if option is None or (joined and option.metavar is None):

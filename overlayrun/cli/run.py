@@ -7,7 +7,7 @@ from typing import Any, Final
 import click  # noqa: TID251  # this is overlayrun/cli/
 from click.shell_completion import CompletionItem  # noqa: TID251  # this is overlayrun/cli/
 
-from overlayrun.cli.options import RUN_OPTIONS, Option, run_options
+from overlayrun.cli.options import RUN_OPTIONS, Option
 from overlayrun.cli.words import BRANCH, ParamType
 from overlayrun.launch import run
 
@@ -59,7 +59,7 @@ def _help(option: Option) -> str:
 
 def _run(command: tuple[str, ...], **given: Any) -> int:
     chosen = {name: value for name, value in given.items() if value not in (None, False, ())}
-    return run(run_options(chosen), list(command))
+    return run(chosen, list(command))
 
 
 run_command: Final = click.Command(

@@ -108,7 +108,6 @@ def test_settings_are_found_where_git_finds_them(repo: UserRepo, monkeypatch: py
     assert _configured(repo, monkeypatch) == {"every": 8.0}
 
 
-@pytest.mark.xfail(strict=True, reason="launch.run does not ask cli/configured.py yet")
 def test_a_run_honours_the_settings_and_its_options_win(repo: UserRepo) -> None:
     repo.git("config", "overlayrun.quiet", "true")
     repo.git("config", "overlayrun.dirty", "fail")

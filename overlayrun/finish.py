@@ -35,7 +35,7 @@ def finish(
         return
     if record.throwaway:
         record.throwaway = False
-        claim(repository, layout, record, record.last_run.command if record.last_run else ["run"])
+        claim(repository, layout, record, record.last_run.command if record.last_run else ["run"], None)
         record.save(layout.workspace(record.id).record)
         os.unlink(layout.workspace(record.id).throwaway)
     taken = capture(layout, record, SnapshotReason.EXIT, options.message or record.prompt, live)

@@ -160,7 +160,7 @@ def _make(
     claimed = False
     try:
         _gather(repository, layout, options, prepared, tell)
-        claim(repository, layout, record, command)
+        claim(repository, layout, record, command, record.branch or None)
         claimed = True
         _fill(repository, layout, record)
         keep_record(layout, record)
@@ -241,19 +241,23 @@ def _take_carried(
     prepared.notes += carried.notes
 
 
-def claim(repository: Repository, layout: Layout, record: Record, command: Sequence[str]) -> None:
-    """Take the branch's name: its refs are made, from nothing; a throwaway takes none."""
+def claim(
+    repository: Repository, layout: Layout, record: Record, command: Sequence[str], given: BranchName | None
+) -> None:
+    """Take the branch's name: its refs are made, from nothing; a throwaway takes none.
+
+    given: the name that the user chose; without one a free name is found, after the command.
+    """
     if record.throwaway:
         record.branch = BranchName(next(branch_names(command[0])))
         return
-    given = bool(record.branch) and not record.branch.startswith("overlay/")
-    for name in [record.branch] if given else branch_names(command[0]):
+    for name in [given] if given else branch_names(command[0]):
         record.branch = BranchName(name)
         try:
             update_refs(repository.common_dir, list(_first_refs(record)), why="start")
         except RefMoved:
             if given:
-                _refuse_taken(repository, layout, record.branch)
+                _refuse_taken(repository, layout, given)
                 raise
             continue
         return

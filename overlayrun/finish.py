@@ -10,7 +10,7 @@ from overlayrun.live import LiveSandbox
 from overlayrun.model import RunOptions, SnapshotReason
 from overlayrun.prepare import claim
 from overlayrun.removal import drop
-from overlayrun.report import summary, throwaway_summary
+from overlayrun.report import next_commands, summary, throwaway_summary
 from overlayrun.snapshot import preview
 from overlayrun.store.location import Repository
 from overlayrun.store.repo import Repo
@@ -40,9 +40,11 @@ def finish(
         os.unlink(layout.workspace(record.id).throwaway)
     taken = capture(layout, record, SnapshotReason.EXIT, options.message or record.prompt, live)
     stat = Repo(record.common_dir).diff_stat(taken.start_tree, taken.tree)
-    for line in summary(record, taken, stat):
+    for line in summary(taken, stat):
         tell(line)
-    if options.apply:
+    if not options.apply:
+        tell(next_commands(record))
+    else:
         from overlayrun.bring import apply  # one run in many
 
         applied = apply(repository, layout, record)

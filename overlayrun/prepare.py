@@ -104,6 +104,10 @@ def _mend(repository: Repository, layout: Layout, record: Record) -> None:
 
 
 def _refuse_what_is_missing(repository: Repository, options: RunOptions) -> None:
+    if (options.keep or options.apply) and not options.rm:
+        raise UsageError("--keep and --apply belong to --rm", hint="an ordinary run keeps its branch anyway")
+    if options.rm and options.branch is not None:
+        raise UsageError("a throwaway has no branch", hint="leave -b out, or --rm")
     for path in (*options.bind_ro, *options.bind_rw):
         if not os.path.lexists(path):
             raise UsageError(

@@ -51,13 +51,17 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def summary(record: Record, taken: Snapshot, stat: DiffStat) -> Iterator[str]:
-    """Last lines of a run: size of the change, snapshot, what was left out, what to type next."""
+def summary(taken: Snapshot, stat: DiffStat) -> Iterator[str]:
+    """Last lines of a run: size of the change, snapshot, what was left out."""
     yield f"{_changed(stat)}; snapshot {taken.number}" + (f" ({taken.tip[:10]})" if taken.tip else "")
     yield from left_out(taken)
     for note in taken.notes:
         yield printable(note)
-    yield "next: overlayrun " + " | ".join(
+
+
+def next_commands(record: Record) -> str:
+    """What to type next."""
+    return "next: overlayrun " + " | ".join(
         f"{verb} {record.branch}" for verb in ("diff", "merge", "apply", "rm")
     )
 

@@ -45,7 +45,7 @@ def test_freeze_lets_the_command_go_on(repo: UserRepo, until: Until) -> None:
     )
     with repo.started("-b", "b", "--every", "0.2", "--freeze", "--", "sh", "-c", script) as run:
         run.expect("ready")
-        until(lambda: "a" in repo.files("b") and int(repo.show("b", "a")) > 400, "goes on")
+        until(lambda: "a" in repo.files("b") and int(repo.show("b", "a").strip() or 0) > 400, "goes on")
         run.process.send_signal(signal.SIGTERM)
         assert run.end() == 128 + signal.SIGTERM
     for commit in repo.snapshots()[1:]:

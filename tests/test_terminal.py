@@ -180,8 +180,8 @@ def test_job_control_works_inside(repo: UserRepo) -> None:
     with _shell(repo) as terminal:
         terminal.type(_line(repo, "PS1='IN''NER> ' exec bash --norc --noprofile -i"))
         terminal.expect("INNER> ")
-        terminal.type("sleep 1000\n")
-        terminal.expect("1000\r\n")
+        terminal.type("sh -c 'echo u\"\"p; exec sleep 1000'\n")
+        terminal.expect("up\r\n")
         terminal.type("\x1a")
         terminal.expect("Stopped")
         terminal.type("kill %1; wait; echo still $((40+2))\n")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    _fill_streams()
     words = sys.argv[1:]
     try:
         parsed = parse_run(words)
@@ -45,6 +46,18 @@ def main() -> NoReturn:
         status = 130
     # Not sys.exit: tearing the interpreter down costs 3 ms, and nothing of ours waits for it.
     os._exit(status)
+
+
+def _fill_streams() -> None:
+    """Standard streams that the caller closed become /dev/null, or files of ours would take their place."""
+    for standard in range(3):
+        try:
+            os.fstat(standard)
+        except OSError:
+            null = os.open("/dev/null", os.O_RDWR)  # the lowest free descriptor, but closed at an exec
+            os.dup2(null, 9)
+            os.dup2(9, standard)
+            os.close(9)
 
 
 def _try_lean(words: list[str]) -> None:

@@ -9,10 +9,10 @@ import time
 from overlayrun.bases.gitdir import write_git_directory
 from overlayrun.bases.ignored import known_ignored
 from overlayrun.bases.stack import doubtful, stack_of
-from overlayrun.errors import RefMoved, UsageError, WorkspaceBusy
-from overlayrun.files import remove_tree
+from overlayrun.errors import OverlayrunError, RefMoved, UsageError, WorkspaceBusy
+from overlayrun.files import remove_tree, write_whole
 from overlayrun.model import BranchName, DirtyPolicy, RunOptions
-from overlayrun.removal import drop
+from overlayrun.removal import clear_half_made, drop
 from overlayrun.sandbox.plan import OBJECTS
 from overlayrun.sandbox.profiles import profile_of
 from overlayrun.store.location import resolve_commit
@@ -103,6 +103,16 @@ def _mend(repository: Repository, layout: Layout, record: Record) -> None:
             remake(layout, repository, layer)
 
 
+def _undo(layout: Layout, record: Record, *, claimed: bool) -> None:
+    """Leave nothing of a workspace that could not be made; what a full disk keeps, a later run clears."""
+    try:
+        if claimed:
+            drop(layout, record, branch=True)
+        remove_tree(layout.workspace(record.id).root)
+    except OverlayrunError:
+        pass
+
+
 def _refuse_what_is_missing(repository: Repository, options: RunOptions) -> None:
     if (options.keep or options.apply) and not options.rm:
         raise UsageError("--keep and --apply belong to --rm", hint="an ordinary run keeps its branch anyway")
@@ -121,6 +131,7 @@ def _refuse_what_is_missing(repository: Repository, options: RunOptions) -> None
 
 def _refuse_taken(repository: Repository, layout: Layout, name: BranchName) -> None:
     """Raise for a name that another branch has or blocks, before anything slow begins."""
+    clear_half_made(layout, repository.common_dir)
     if name == repository.branch:
         raise UsageError(
             f"branch {name} is checked out in {repository.root}", hint="choose a new name: -b NAME"
@@ -169,9 +180,7 @@ def _make(
         _fill(repository, layout, record)
         keep_record(layout, record)
     except BaseException:
-        if claimed:
-            drop(layout, record, branch=True)
-        remove_tree(place.root)
+        _undo(layout, record, claimed=claimed)
         os.close(held)
         raise
     finally:
@@ -257,12 +266,14 @@ def claim(
         return
     for name in [given] if given else branch_names(command[0]):
         record.branch = BranchName(name)
+        write_whole(layout.workspace(record.id).claim, name.encode(), durable=False)
         try:
             update_refs(repository.common_dir, list(_first_refs(record)), why="start")
         except RefMoved:
             if given:
                 _refuse_taken(repository, layout, given)
-                raise
+                update_refs(repository.common_dir, list(_first_refs(record)), why="start")
+                return
             continue
         return
 

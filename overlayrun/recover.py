@@ -12,9 +12,13 @@ from overlayrun.workspace.record import Record, boot_id
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Final
 
     from overlayrun.store.location import Repository
     from overlayrun.workspace.layout import Layout
+
+
+_HALF_WRITTEN: Final = 3600.0  # seconds
 
 
 def is_interrupted(layout: Layout, record: Record) -> bool:
@@ -92,9 +96,21 @@ def _take_missing(
     from overlayrun.idle import idle_sandbox
     from overlayrun.model import SnapshotReason
 
+    _clear_half_written(f"{record.common_dir}/objects")
     with idle_sandbox(repository, layout, record) as live:
         taken = capture(layout, record, SnapshotReason.RECOVERY, None, live)
     tell(f"branch {record.branch} was interrupted: its changes are in snapshot {taken.number}")
+
+
+def _clear_half_written(objects: str) -> None:
+    """Remove what a killed snapshot left of objects and packs, once nobody can be writing it any more."""
+    for directory in os.scandir(objects):
+        if len(directory.name) != 2 and directory.name != "pack":
+            continue
+        for entry in os.scandir(directory.path):
+            half = entry.name.startswith(("tmp_obj_", "tmp_pack_", "tmp_idx_"))
+            if half and time.time() - entry.stat().st_mtime > _HALF_WRITTEN:
+                os.unlink(entry.path)
 
 
 def _rebuild(repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]) -> None:

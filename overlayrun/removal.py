@@ -4,13 +4,47 @@ from __future__ import annotations
 
 import os
 
-from overlayrun.files import remove_tree
+from overlayrun.files import read_bytes, remove_tree
 from overlayrun.store.git import git
+from overlayrun.store.refs import base_ref, dirty_ref
+from overlayrun.workspace.lock import is_locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from overlayrun.workspace.layout import Layout
     from overlayrun.workspace.record import Record
+
+
+def clear_half_made(layout: Layout, common_dir: str) -> None:
+    """Free the names that killed processes took for workspaces they never finished; these ran nothing."""
+    for name in os.listdir(layout.workspaces):
+        place = layout.workspace(name)
+        finished = os.path.exists(place.record) or os.path.exists(place.throwaway)
+        if name.startswith(".") or finished or is_locked(place.lock) or _holds_work(place.upper):
+            continue
+        try:
+            branch = read_bytes(place.claim).decode()
+        except FileNotFoundError:
+            branch = ""
+        base = (
+            git(["rev-parse", "-q", "--verify", base_ref(name)], git_dir=common_dir, check=False)
+            .decode()
+            .strip()
+        )
+        if branch and base:
+            # Only from where it began: a branch that somebody has moved since is his.
+            lines = f"delete refs/heads/{branch} {base}\n"
+            git(["update-ref", "--stdin"], git_dir=common_dir, input=lines.encode(), check=False)
+        lines = "".join(f"delete {ref}\n" for ref in (base_ref(name), dirty_ref(name)))
+        git(["update-ref", "--stdin"], git_dir=common_dir, input=lines.encode(), check=False)
+        remove_tree(place.root)
+
+
+def _holds_work(upper: str) -> bool:
+    try:
+        return bool(os.listdir(upper))
+    except FileNotFoundError:
+        return False
 
 
 def drop(layout: Layout, record: Record, *, branch: bool) -> None:

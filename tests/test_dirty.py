@@ -43,16 +43,7 @@ EDITS: Final = {
     "assume unchanged": "echo more >>README; git update-index --assume-unchanged README; echo new >new",
     "many": "for i in $(seq 300); do echo $i >f$i; done; git add f1*",
 }
-_REFUSED: Final = {"directory became file", "directory became link"}
-KINDS: Final = [
-    pytest.param(
-        name,
-        marks=[pytest.mark.xfail(strict=True, reason="a deleted file lies below the new one")]
-        if name in _REFUSED
-        else [],
-    )
-    for name in EDITS
-]
+KINDS: Final = list(EDITS)
 FACTS: Final = (
     "import hashlib, os, sys\n"
     "for place, dirs, names in os.walk(b'.'):\n"
@@ -164,7 +155,6 @@ def test_conflicts_come_along_with_their_marks(repo: UserRepo) -> None:
     assert repo.show("b", "agent") == "agent\n"
 
 
-@pytest.mark.xfail(strict=True, reason="freezing runs `git diff`, which writes the user's index")
 def test_delete_modify_conflict(repo: UserRepo) -> None:
     repo.git("checkout", "-q", "-b", "side", "HEAD~1")
     repo.git("rm", "-q", "README")

@@ -73,10 +73,7 @@ def test_disk_full_before_the_start(small: UserRepo) -> None:
     "room",
     [
         4 << 10,
-        pytest.param(
-            40 << 10,
-            marks=pytest.mark.xfail(strict=True, reason="a workspace without a record blocks its branch"),
-        ),
+        40 << 10,
         100 << 10,
         200 << 10,
         400 << 10,

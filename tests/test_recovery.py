@@ -250,7 +250,6 @@ def test_a_reboot_long_after_is_no_power_cut(repo: UserRepo) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="a workspace without a record blocks its branch")
 def test_a_branch_whose_start_was_killed_can_be_used_again(repo: UserRepo) -> None:
     """Killed between the branch's ref and the record: the name must not be lost for ever."""
     repo.inside("true")
@@ -260,7 +259,6 @@ def test_a_branch_whose_start_was_killed_can_be_used_again(repo: UserRepo) -> No
     assert repo.show("b", "new") == "x\n"
 
 
-@pytest.mark.xfail(strict=True, reason="nothing clears tmp_obj_ files after a kill")
 def test_objects_that_a_kill_left_half_written_are_cleared(repo: UserRepo, until: Until) -> None:
     left = repo.root / ".git/objects/ab/tmp_obj_overla"
     _interrupt(repo, "echo x >new", until)

@@ -136,7 +136,6 @@ def test_a_run_changes_nothing_of_the_users(repo: UserRepo) -> None:
 
 
 @pytest.mark.parametrize("dirty", ["include", "ignore"])
-@pytest.mark.xfail(strict=True, reason="freezing runs `git diff`, which writes the user's index")
 def test_an_index_with_old_stat_data_keeps_its_bytes(repo: UserRepo, dirty: str) -> None:
     """A file that was touched and not changed: git would write its index anew, given the chance."""
     os.utime(repo.root / "README", ns=(10**18, 10**18))
@@ -312,7 +311,6 @@ def test_idle_timeout_ends_a_silent_command(repo: UserRepo) -> None:
     assert repo.marked() == []
 
 
-@pytest.mark.xfail(strict=True, reason="closed descriptors 1 and 2 are not refilled with /dev/null")
 def test_idle_timeout_with_closed_output(repo: UserRepo) -> None:
     shell = (
         f"exec {' '.join(repo.command('-b', 'b', '--idle-timeout', '0.4', '--', 'sh', '-c'))} "

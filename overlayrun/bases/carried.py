@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 
-from overlayrun.files import read_bytes, remove_tree, write_whole
+from overlayrun.files import copy_file, read_bytes, remove_tree, write_whole
 from overlayrun.model import CarryPolicy
 
 TYPE_CHECKING = False
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from overlayrun.workspace.layout import Layout
 
 _OWN_LAYER: Final = 500  # entries
+_CLOSED: Final = ("!", "-type", "l", "!", "-readable", "-print0", "-prune")  # tests of find(1)
 
 
 class Carried:
@@ -86,7 +87,18 @@ def carry(
             small.append(place)
     if small:
         carried.layers.append(_small(layout, root, small, carried.live))
+    for layer in carried.layers:
+        carried.notes += _unreadable(layout, layer)
     return carried
+
+
+def _unreadable(layout: Layout, layer: str) -> list[str]:
+    """What could not be read when a layer was made, one sentence each."""
+    try:
+        paths = read_bytes(f"{layout.root}/{layer}.unreadable").split(b"\0")[:-1]
+    except FileNotFoundError:
+        return []
+    return [f"not carried: you may not read {os.fsdecode(path)}" for path in paths]
 
 
 def _narrowed(root: str, ignored: Iterable[bytes]) -> list[bytes]:
@@ -190,6 +202,7 @@ def _freeze(layout: Layout, root: str, layer: str, paths: Sequence[bytes], polic
     place = f"{layout.root}/{layer}"
     aside = f"{layout.carried}/.{os.getpid()}-{os.path.basename(layer)}"
     remove_tree(aside)
+    unreadable = b""
     _make_parents(os.fsencode(root), os.fsencode(aside), b"")
     for path in paths:
         parent = os.path.dirname(path)
@@ -198,14 +211,43 @@ def _freeze(layout: Layout, root: str, layer: str, paths: Sequence[bytes], polic
         # cp goes at the kernel's speed; where a link is refused (another owner, another disk) the copy fills
         # the gap.
         linked = policy is CarryPolicy.LINK and _spawn(b"cp", b"-al", b"--", source, target) == 0
-        if not linked:
-            _spawn(b"cp", b"-a", b"--no-clobber", b"--reflink=auto", b"--", source, target)
+        if not linked and _spawn(b"cp", b"-a", b"--no-clobber", b"--reflink=auto", b"--", source, target):
+            unreadable += _output("find", os.fsdecode(source), *_CLOSED)
+    _make_ours(os.fsencode(aside))
+    if unreadable:
+        write_whole(f"{place}.unreadable", unreadable, durable=False)
     try:
         os.rename(aside, place)
     except OSError:
         remove_tree(aside)
         if not os.path.isdir(place):
             raise
+
+
+def _make_ours(layer: bytes) -> None:
+    """Give the layer to our own user and group: overlayfs can't copy files up whose owner is not mapped.
+
+    A hard link of somebody else's file becomes a copy. (EOVERFLOW otherwise, at the first write inside.)
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    test = ["(", "!", "-uid", str(uid), "-o", "!", "-gid", str(gid), ")"]
+    for place in _output("find", os.fsdecode(layer), *test, "-print0").split(b"\0")[:-1]:
+        if os.path.isfile(place) and not os.path.islink(place):
+            copy_file(place, place + b".overlayrun")
+            os.replace(place + b".overlayrun", place)
+        else:
+            os.chown(place, uid, gid, follow_symlinks=False)
+
+
+def _output(*command: str) -> bytes:
+    read_fd, write_fd = os.pipe()
+    actions = [(os.POSIX_SPAWN_DUP2, write_fd, 1)]
+    pid = os.posix_spawnp(command[0], command, os.environ, file_actions=actions)
+    os.close(write_fd)
+    with open(read_fd, "rb") as answer:
+        data = answer.read()
+    os.waitpid(pid, 0)
+    return data
 
 
 def _make_parents(root: bytes, target: bytes, directory: bytes) -> None:

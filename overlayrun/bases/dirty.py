@@ -17,7 +17,6 @@ from overlayrun.store.git import git
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Final
 
     from overlayrun.store.location import Repository
@@ -72,25 +71,28 @@ def record_dirty(repository: Repository, changed: list[bytes], layer: str, messa
     remove_tree(layer)
     os.makedirs(f"{layer}/.git")
     source, target = os.fsencode(repository.root), os.fsencode(layer)
-    gone = [path for path in changed if not _copy(source, target, path)]
+    copied = {path for path in changed if _copy(source, target, path)}
+    gone = [path for path in changed if path not in copied]
     try:
-        commit = _commit(repository, changed, layer, message)
+        commit = _commit(repository, sorted(copied), gone, layer, message)
     finally:
         remove_tree(f"{layer}/.git")
-    for place in _marks(target, gone):
-        write_whiteout(None, place)
+    for path in gone:
+        _mark(source, target, path)
     return commit
 
 
 def _copy(source: bytes, target: bytes, path: bytes) -> bool:
-    """Whether there was something to copy."""
+    """Whether there was a file to copy."""
     here, there = os.path.join(source, path), os.path.join(target, path)
+    if _has_link(source, path):
+        return False
     try:
         info = os.lstat(here)
     except (FileNotFoundError, NotADirectoryError):
         return False
     if not stat.S_ISREG(info.st_mode) and not stat.S_ISLNK(info.st_mode):
-        return stat.S_ISDIR(info.st_mode)  # a file that became a directory: its files are listed themselves
+        return False  # a file that became a directory: its files are listed themselves
     _make_parents(source, target, os.path.dirname(path))
     try:
         _copy_entry(here, there, info)
@@ -100,6 +102,17 @@ def _copy(source: bytes, target: bytes, path: bytes) -> bool:
             hint="or: --dirty ignore",
         ) from err
     return True
+
+
+def _above(path: bytes) -> list[bytes]:
+    """The directories that a path lies in, below the root."""
+    parts = path.split(b"/")
+    return [b"/".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _has_link(root: bytes, path: bytes) -> bool:
+    """Whether a directory of the path has become a symlink: what lies behind it is not the tree's."""
+    return any(os.path.islink(os.path.join(root, name)) for name in _above(path))
 
 
 def _copy_entry(here: bytes, there: bytes, info: os.stat_result) -> None:
@@ -117,20 +130,31 @@ def _make_parents(source: bytes, target: bytes, directory: bytes) -> None:
     _make_parents(source, target, os.path.dirname(directory))
     place = os.path.join(target, directory)
     os.mkdir(place)
-    info = os.stat(os.path.join(source, directory))
+    try:
+        info = os.stat(os.path.join(source, directory))
+    except FileNotFoundError:  # the whole directory is gone; the layer has it to hold the whiteouts
+        return
     os.chmod(place, stat.S_IMODE(info.st_mode))
     os.utime(place, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
-def _marks(target: bytes, gone: list[bytes]) -> Iterator[bytes]:
-    for path in gone:
-        place = os.path.join(target, path)
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        if not os.path.lexists(place):
-            yield place
+def _mark(source: bytes, target: bytes, path: bytes) -> None:
+    """Hide a path that is no file any more: by a whiteout, or by what came in its place."""
+    if _has_link(target, path) or any(os.path.isfile(os.path.join(target, name)) for name in _above(path)):
+        return
+    _make_parents(source, target, os.path.dirname(path))
+    place = os.path.join(target, path)
+    if os.path.lexists(place):
+        return
+    if os.path.isdir(os.path.join(source, path)) and not os.path.islink(os.path.join(source, path)):
+        os.mkdir(place)
+    else:
+        write_whiteout(None, place)
 
 
-def _commit(repository: Repository, changed: list[bytes], layer: str, message: str) -> CommitId:
+def _commit(
+    repository: Repository, changed: list[bytes], gone: list[bytes], layer: str, message: str
+) -> CommitId:
     index = f"{layer}/.git/index"
     own = f"{repository.git_dir}/index"
     if os.path.exists(own):
@@ -143,9 +167,10 @@ def _commit(repository: Repository, changed: list[bytes], layer: str, message: s
         answer = git(words, git_dir=repository.git_dir, cwd=layer, env=env, input=data)
         return answer.decode().strip()
 
-    # Conflicted entries first: `--force-remove` and then add makes one stage of three.
+    # Removal takes all stages of a conflicted path; --replace makes way where a directory became a file.
+    on_copy("update-index", "--force-remove", "-z", "--stdin", data=b"".join(path + b"\0" for path in gone))
     on_copy(
-        "update-index", "--add", "--remove", "-z", "--stdin", data=b"".join(path + b"\0" for path in changed)
+        "update-index", "--add", "--replace", "-z", "--stdin", data=b"".join(path + b"\0" for path in changed)
     )
     tree = on_copy("write-tree")
     parents = ["-p", repository.head] if repository.head else []

@@ -195,7 +195,18 @@ def _keep_times(repository: Repository, tree: TreeId, aside: str, paths: set[byt
     source, target = os.fsencode(repository.root), os.fsencode(f"{aside}/tree")
     # The porcelain, because it looks into files whose stat data alone differs; a plumbing diff-index does
     # not.
-    comparison = ["diff", "--name-only", "-z", "--no-renames", "--no-ext-diff", "--ignore-submodules", tree]
+    # Without autoRefreshIndex=false it would write the user's index.
+    comparison = [
+        "-c",
+        "diff.autoRefreshIndex=false",
+        "diff",
+        "--name-only",
+        "-z",
+        "--no-renames",
+        "--no-ext-diff",
+        "--ignore-submodules",
+        tree,
+    ]
     listed = git(comparison, cwd=repository.root)
     changed = set(listed.split(b"\0"))
     filtered = _filtered(repository)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _LIST: Final = ("ls-files", "--others", "--ignored", "--exclude-standard", "--directory", "-z")
 # A directory that changed while we looked is not believed next time.
 _MARGIN: Final = 20_000_000
+_DOUBTED: Final = -1
+_ABSENT: Final = -2
 
 
 def known_ignored(repository: Repository, layout: Layout) -> list[bytes]:
@@ -32,7 +34,8 @@ def known_ignored(repository: Repository, layout: Layout) -> list[bytes]:
         return remembered
     began = time.time_ns()
     ignored = [path for path in git(_LIST, cwd=repository.root).split(b"\0") if path]
-    lines = _watched(os.fsencode(repository.root), frozenset(path.rstrip(b"/") for path in ignored), began)
+    lines = [_line(path, began) for path in _rule_files(repository)]
+    lines += _watched(os.fsencode(repository.root), frozenset(path.rstrip(b"/") for path in ignored), began)
     write_whole(note, b"\0".join([b"%d" % len(ignored), *ignored, *lines]), durable=False)
     return ignored
 
@@ -46,11 +49,33 @@ def _read(note: str) -> list[bytes] | None:
     try:
         for line in watched:
             stamp, _, path = line.partition(b" ")
-            if os.stat(path).st_mtime_ns != int(stamp):
+            if _stamp(path) != int(stamp):
                 return None
-    except OSError:
+    except ValueError:
         return None
     return ignored
+
+
+def _stamp(path: bytes) -> int:
+    """Time of the last change in ns; _ABSENT for what is not there."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return _ABSENT
+
+
+def _rule_files(repository: Repository) -> list[bytes]:
+    """Ignore rules outside the tree, and the configuration that says where they are (gitignore(5))."""
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    named = git(["config", "--path", "core.excludesFile"], cwd=repository.root, check=False).rstrip(b"\n")
+    known = (
+        f"{repository.common_dir}/info/exclude",
+        f"{repository.common_dir}/config",
+        f"{config}/git/ignore",
+        f"{config}/git/config",
+        os.path.expanduser("~/.gitconfig"),
+    )
+    return [*(os.fsencode(path) for path in known), *([named] if named else [])]
 
 
 def _watched(root: bytes, ignored: frozenset[bytes], began: int) -> list[bytes]:
@@ -70,5 +95,5 @@ def _watched(root: bytes, ignored: frozenset[bytes], began: int) -> list[bytes]:
 
 
 def _line(path: bytes, began: int) -> bytes:
-    stamp = os.stat(path).st_mtime_ns
-    return b"%d %s" % (stamp if stamp < began - _MARGIN else -1, path)
+    stamp = _stamp(path)
+    return b"%d %s" % (stamp if stamp < began - _MARGIN else _DOUBTED, path)

@@ -72,6 +72,11 @@ class WorkspaceLayout:
         return f"{self.root}/record.json"
 
     @property
+    def claim(self) -> str:
+        """File with the branch's name, while a workspace is made whose record is not written yet."""
+        return f"{self.root}/claim"
+
+    @property
     def throwaway(self) -> str:
         """Mark of a throwaway, which has no record."""
         return f"{self.root}/throwaway"

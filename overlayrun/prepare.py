@@ -169,8 +169,11 @@ def _make(
     record.profile = profile_of(command[0]) if options.profile is None else options.profile
     place = layout.workspace(record.id)
     choosing = share(layout.lock)  # no `gc` between the choice of a layer and the record that names it
-    os.mkdir(place.root, 0o700)
-    held = lock(place.lock)
+    # Locked before it has its name: without a lock it would look like one that a killed process left.
+    nameless = layout.workspace(f".{record.id}")
+    os.mkdir(nameless.root, 0o700)
+    held = lock(nameless.lock)
+    os.rename(nameless.root, place.root)
     prepared = Prepared(record, held, resumed=False)
     claimed = False
     try:
@@ -200,6 +203,10 @@ def _gather(
     changed: list[bytes] = []
     if options.dirty is DirtyPolicy.IGNORE or record.base != repository.head:
         ignored = known_ignored(repository, layout)
+        if options.dirty is not DirtyPolicy.IGNORE:
+            prepared.notes.append(
+                "uncommitted changes stay out: they belong to HEAD, and --base names another commit"
+            )
     else:
         from overlayrun.bases.dirty import look  # with --dirty ignore no git status runs
 

@@ -61,9 +61,7 @@ def summary(taken: Snapshot, stat: DiffStat) -> Iterator[str]:
 
 def next_commands(record: Record) -> str:
     """What to type next."""
-    return "next: overlayrun " + " | ".join(
-        f"{verb} {record.branch}" for verb in ("diff", "merge", "apply", "rm")
-    )
+    return f"next: overlayrun diff {record.branch}   (or: merge, apply, rm)"
 
 
 def _changed(stat: DiffStat) -> str:

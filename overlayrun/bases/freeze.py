@@ -193,21 +193,16 @@ def _keep_times(repository: Repository, tree: TreeId, aside: str, paths: set[byt
     Content of a filter driver's files (LFS) comes from the checkout too: no filter ran.
     """
     source, target = os.fsencode(repository.root), os.fsencode(f"{aside}/tree")
+    if not os.path.exists(f"{repository.git_dir}/index"):  # nothing was ever checked out here
+        restat(f"{aside}/git/index", target, paths, lambda _: None)
+        return
     # The porcelain, because it looks into files whose stat data alone differs; a plumbing diff-index does
-    # not.
-    # Without autoRefreshIndex=false it would write the user's index.
-    comparison = [
-        "-c",
-        "diff.autoRefreshIndex=false",
-        "diff",
-        "--name-only",
-        "-z",
-        "--no-renames",
-        "--no-ext-diff",
-        "--ignore-submodules",
-        tree,
-    ]
-    listed = git(comparison, cwd=repository.root)
+    # not. On a copy of the index, because it would write the user's.
+    copy = f"{aside}/git/user-index"
+    copy_file(f"{repository.git_dir}/index", copy)
+    comparison = ["diff", "--name-only", "-z", "--no-renames", "--no-ext-diff", "--ignore-submodules", tree]
+    listed = git(comparison, cwd=repository.root, env={"GIT_INDEX_FILE": copy})
+    os.unlink(copy)
     changed = set(listed.split(b"\0"))
     filtered = _filtered(repository)
 

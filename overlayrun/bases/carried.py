@@ -128,7 +128,8 @@ def _large(
     layer = f"carried/{_digest([path, *(b'%s %d' % item for item in times)])}"
     if not os.path.isdir(f"{layout.root}/{layer}"):
         tell(f"carrying {os.fsdecode(path)} along: {entries} entries")
-        _freeze(layout, root, layer, [path], policy)
+        if not _freeze(layout, root, layer, [path], policy) and policy is CarryPolicy.LINK:
+            tell(f"hard links of {os.fsdecode(path)} are refused here: it was copied")
     write_whole(note, _write_known(layer, times), durable=False)
     return layer
 
@@ -197,12 +198,16 @@ def _read_known(path: str) -> _Known | None:
     return _Known(layer.decode(), times)
 
 
-def _freeze(layout: Layout, root: str, layer: str, paths: Sequence[bytes], policy: CarryPolicy) -> None:
-    """Make a layer that holds copies (reflinks where the file system can) or hard links of `paths`."""
+def _freeze(layout: Layout, root: str, layer: str, paths: Sequence[bytes], policy: CarryPolicy) -> bool:
+    """Make a layer that holds copies (reflinks where the file system can) or hard links of `paths`.
+
+    Returns whether they are all links.
+    """
     place = f"{layout.root}/{layer}"
     aside = f"{layout.carried}/.{os.getpid()}-{os.path.basename(layer)}"
     remove_tree(aside)
     unreadable = b""
+    all_linked = True
     _make_parents(os.fsencode(root), os.fsencode(aside), b"")
     for path in paths:
         parent = os.path.dirname(path)
@@ -211,6 +216,7 @@ def _freeze(layout: Layout, root: str, layer: str, paths: Sequence[bytes], polic
         # cp goes at the kernel's speed; where a link is refused (another owner, another disk) the copy fills
         # the gap.
         linked = policy is CarryPolicy.LINK and _spawn(b"cp", b"-al", b"--", source, target) == 0
+        all_linked &= linked
         if not linked and _spawn(b"cp", b"-a", b"--no-clobber", b"--reflink=auto", b"--", source, target):
             unreadable += _output("find", os.fsdecode(source), *_CLOSED)
     _make_ours(os.fsencode(aside))
@@ -222,6 +228,7 @@ def _freeze(layout: Layout, root: str, layer: str, paths: Sequence[bytes], polic
         remove_tree(aside)
         if not os.path.isdir(place):
             raise
+    return all_linked
 
 
 def _make_ours(layer: bytes) -> None:

@@ -13,7 +13,7 @@ from overlayrun.errors import HostError, RefMoved, StoreError, UsageError
 from overlayrun.model import EMPTY_TREE, ZERO_ID, CommitId, TreeId
 from overlayrun.store.commits import parse_trailers
 from overlayrun.store.refs import RefUpdate, snapshots_ref
-from overlayrun.store.trees import Entries, parse_tree
+from overlayrun.store.trees import Entries, Entry, changed_files, parse_tree
 
 # libgit2 refuses what it doesn't know; in these, objects and refs are stored as ever.
 _HARMLESS: Final = ("partialclone", "relativeworktrees")
@@ -177,9 +177,32 @@ class Repo:
         return b"".join(patch.data for patch in found if patch)
 
     def diff_stat(self, old: TreeId, new: TreeId) -> DiffStat:
-        """Files and lines that differ between two trees; costs reading every changed file."""
-        stats = self._diff(old, new, 0).stats
-        return DiffStat(stats.files_changed, stats.insertions, stats.deletions)
+        """Files and lines that differ between two trees; reads what differs alone.
+
+        libgit2's own diff of two trees costs 200 ms at 100,000 files, whatever differs.
+        """
+        files = insertions = deletions = 0
+        roots = [None if tree == EMPTY_TREE else bytes.fromhex(tree) for tree in (old, new)]
+        for was, now in changed_files(self.read_tree, *roots):
+            files += 1
+            came, went = self._lines(was, now)
+            insertions += came
+            deletions += went
+        return DiffStat(files, insertions, deletions)
+
+    def _lines(self, was: Entry | None, now: Entry | None) -> tuple[int, int]:
+        """Lines that came and went between two versions of a file; none of a submodule or a binary file."""
+        before, after = self._blob(was), self._blob(now)
+        if before and after:
+            _, came, went = before.diff(after).line_stats
+            return came, went
+        lone = before or after
+        lines = lone.diff().line_stats[2] if lone else 0  # against nothing, all of it went
+        return (0, lines) if before else (lines, 0)
+
+    def _blob(self, entry: Entry | None) -> pygit2.Blob | None:
+        found = self._repo.get(entry[1].hex()) if entry else None
+        return found if isinstance(found, pygit2.Blob) else None
 
     def _diff(self, old: TreeId, new: TreeId, context_lines: int) -> pygit2.Diff:
         """Diff of two trees; the empty tree need not be stored."""

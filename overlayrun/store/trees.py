@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,6 +58,17 @@ def is_tree(entry: Entry | None) -> bool:
 def count_changes(read: ReadTree, old: bytes | None, new: bytes | None) -> ChangeCount:
     """Count files that differ between two trees (None: empty); reads only trees that differ."""
     added = modified = deleted = 0
+    for was, now in changed_files(read, old, new):
+        added += was is None
+        deleted += now is None
+        modified += was is not None and now is not None
+    return ChangeCount(added, modified, deleted)
+
+
+def changed_files(
+    read: ReadTree, old: bytes | None, new: bytes | None
+) -> Iterator[tuple[Entry | None, Entry | None]]:
+    """Yield (before, after) of each file that differs between two trees; None where it is not, or is a tree."""
     pairs = [(old, new)]
     while pairs:
         before, after = pairs.pop()
@@ -65,11 +76,9 @@ def count_changes(read: ReadTree, old: bytes | None, new: bytes | None) -> Chang
             below = (one[1] if one and is_tree(one) else None, other[1] if other and is_tree(other) else None)
             if below != (None, None):
                 pairs.append(below)
-            was, now = one is not None and not below[0], other is not None and not below[1]
-            added += now and not was
-            deleted += was and not now
-            modified += was and now
-    return ChangeCount(added, modified, deleted)
+            was, now = None if below[0] else one, None if below[1] else other
+            if was or now:
+                yield was, now
 
 
 def _differing(

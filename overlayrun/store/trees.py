@@ -68,7 +68,7 @@ def count_changes(read: ReadTree, old: bytes | None, new: bytes | None) -> Chang
 def changed_files(
     read: ReadTree, old: bytes | None, new: bytes | None
 ) -> Iterator[tuple[Entry | None, Entry | None]]:
-    """Yield (before, after) of each file that differs between two trees; None where it is not, or is a tree."""
+    """Yield (before, after) of each file that differs between two trees; None where it is no file."""
     pairs = [(old, new)]
     while pairs:
         before, after = pairs.pop()

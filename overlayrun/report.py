@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from overlayrun.workspace.record import Record
 
 _SHOWN = 5  # left-out paths
+_NEXT = ("diff", "merge", "apply", "rm")
 
 
 def printable(text: str) -> str:
@@ -61,7 +62,7 @@ def summary(taken: Snapshot, stat: DiffStat) -> Iterator[str]:
 
 def next_commands(record: Record) -> str:
     """What to type next."""
-    return f"next: overlayrun diff {record.branch}   (or: merge, apply, rm)"
+    return "next: overlayrun " + " | ".join(f"{verb} {record.branch}" for verb in _NEXT)
 
 
 def _changed(stat: DiffStat) -> str:

@@ -220,6 +220,10 @@ def _gather(
             f"{len(changed)} uncommitted changes in {repository.root}",
             hint="commit them, or: --dirty include",
         )
+    if os.path.exists(f"{repository.root}/.gitmodules"):
+        prepared.notes.append(
+            "submodules come as empty directories: their commits are kept, their files stay at home"
+        )
     _take_tree(repository, layout, record, tell)
     if changed:
         _take_dirty(repository, layout, prepared, changed)

@@ -190,6 +190,7 @@ def test_a_submodule_keeps_its_commit(repo: UserRepo, tmp_path: Path) -> None:
     assert repo.show("b", "new") == "x\n"
     assert "deps/lib/more" not in repo.files("b")
     assert "deps/lib" in done.err, "what is left out of a submodule is said"
+    assert "submodules come as empty directories" in done.err
     assert repo.git("fsck", "--strict") == ""
 
 

@@ -30,7 +30,7 @@ _ignore_paths = st.lists(st.sampled_from(_PARTS[:3]), max_size=2).map(
 )
 _contents = st.sampled_from(_CONTENTS)
 _patterns = st.lists(st.sampled_from(_PATTERNS), min_size=1, max_size=4).map(b"\n".join)
-_edits = st.lists(
+EDITS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["write", "write", "append"]), _paths, _contents),
         st.tuples(st.just("write"), _ignore_paths, _patterns),
@@ -149,7 +149,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-@given(start=_edits, ignored_too=st.booleans(), first=_edits, second=_edits)
+@given(start=EDITS, ignored_too=st.booleans(), first=EDITS, second=EDITS)
 def test_a_snapshot_is_what_git_add_records(
     world: World, *, start: list[Edit], ignored_too: bool, first: list[Edit], second: list[Edit]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from typing import Any
 
 from overlayrun.live import LiveSandbox
 from overlayrun.model import SnapshotReason
@@ -40,3 +41,15 @@ def job_of(layout: Layout, record: Record, live: LiveSandbox | None) -> Snapshot
         exit_status=run.status if run else None,
         run_inside=live.run_inside if live else None,
     )
+
+
+def answer_of(taken: Snapshot) -> dict[str, Any]:
+    """A snapshot as the control socket and `--json` tell of it: plain values."""
+    return {
+        "commit": taken.commit,
+        "tip": taken.tip,
+        "number": taken.number,
+        "unchanged": taken.unchanged,
+        "left_out": [[os.fsdecode(item.path), item.reason.value] for item in taken.left_out],
+        "notes": list(taken.notes),
+    }

@@ -251,14 +251,9 @@ class Supervisor:
             taken = self.take(SnapshotReason.REQUEST, message if isinstance(message, str) else None)
         except OverlayrunError as err:
             return {"error": err.brief}, ()
-        return {
-            "commit": taken.commit,
-            "tip": taken.tip,
-            "number": taken.number,
-            "unchanged": taken.unchanged,
-            "left_out": [[os.fsdecode(item.path), item.reason.value] for item in taken.left_out],
-            "notes": list(taken.notes),
-        }, ()
+        from overlayrun.capture import answer_of
+
+        return answer_of(taken), ()
 
     def _snapshot_by_timer(self) -> None:
         assert self.take is not None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import click  # noqa: TID251  # this is overlayrun/cli/
 
-from overlayrun.capture import capture
+from overlayrun.capture import answer_of, capture
 from overlayrun.cli.here import inside_of
 from overlayrun.cli.opened import Opened, locked, open_here
 from overlayrun.cli.snapshot_client import ask_running, show, snapshot_lean
@@ -40,15 +38,7 @@ def snapshot_command(*, text: str, message: str | None, as_json: bool) -> None:
         show(record.branch, ask_running(opened.layout, record, message), as_json=as_json)
         return
     taken = _take_idle(opened, record, message)
-    answer = {
-        "commit": taken.commit,
-        "tip": taken.tip,
-        "number": taken.number,
-        "unchanged": taken.unchanged,
-        "left_out": [[os.fsdecode(item.path), item.reason.value] for item in taken.left_out],
-        "notes": list(taken.notes),
-    }
-    show(record.branch, answer, as_json=as_json)
+    show(record.branch, answer_of(taken), as_json=as_json)
 
 
 def _take_idle(opened: Opened, record: Record, message: str | None) -> Snapshot:

@@ -84,7 +84,7 @@ DISKS: Final = {
         ("upper layer", "missing", "this file system can't: "),
     ),
     "read-only": (
-        "os.makedirs('disk', exist_ok=True); syscalls.mount('tmpfs', 'disk', 'tmpfs', abi.MS_RDONLY)",
+        "os.makedirs('disk', exist_ok=True); syscalls.mount('tmpfs', 'disk', 'tmpfs', 1)  # MS_RDONLY",
         ("state directory", "missing", "on tmpfs: Read-only file system"),
     ),
     "full": ("mount('tmpfs', 'disk', 'size=1m')", ("free space", "missing", "1 MiB")),

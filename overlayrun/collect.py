@@ -40,7 +40,7 @@ def garbage(layout: Layout, *, max_age: float = 14 * DAY, max_size: int | None =
     the longest unused first.
     """
     known = list(records(layout))
-    found = [*_leftovers(layout), *_throwaways(layout), *_kept(layout, known)]
+    found = [*_leftovers(layout), *_throwaways(layout), *_kept(layout, known), *_checks(layout)]
     cutoff = time.time() - max_age
     spare: list[tuple[float, Garbage]] = []
     for used, item in [*_layers(layout, known), *_landed(layout, known)]:
@@ -82,6 +82,12 @@ def _kept(layout: Layout, known: list[Record]) -> Iterator[Garbage]:
                 yield Garbage(
                     entry.path, disk_usage(entry.path), f"put aside when {record.branch} was restored"
                 )
+
+
+def _checks(layout: Layout) -> Iterator[Garbage]:
+    for entry in os.scandir(layout.checks) if os.path.isdir(layout.checks) else ():
+        if time.time() - entry.stat().st_mtime > KEPT:  # a directory's time is that of its newest result
+            yield Garbage(entry.path, disk_usage(entry.path), "results of old checks")
 
 
 def _layers(layout: Layout, known: list[Record]) -> Iterator[tuple[float, Garbage]]:

@@ -14,7 +14,7 @@ from overlayrun.files import disk_usage
 from overlayrun.model import BranchName, CommitId
 from overlayrun.snapshot import LeftOut, LeftOutReason, preview
 from overlayrun.store.git import git
-from overlayrun.store.merger import merge_trees
+from overlayrun.store.merger import merge_once
 from overlayrun.store.refs import branch_ref
 from overlayrun.store.repo import DiffStat, Repo, SnapshotInfo
 from overlayrun.workspace.catalogue import records
@@ -127,7 +127,8 @@ def _holds_change(repo: Repo, record: Record, target: CommitId, tip: CommitId) -
     """
     if record.dirty is None:
         return False
-    return merge_trees(repo.git_dir, record.dirty, target, tip).tree == repo.tree_of(target)
+    merged = merge_once(repo.git_dir, target, tip, record.dirty)
+    return merged.is_clean and merged.tree == repo.tree_of(target)
 
 
 @dataclass(frozen=True, slots=True)

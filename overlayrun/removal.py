@@ -6,7 +6,7 @@ import os
 
 from overlayrun.files import read_bytes, remove_tree
 from overlayrun.store.git import git
-from overlayrun.store.refs import base_ref, dirty_ref
+from overlayrun.store.refs import QUEUE, base_ref, dirty_ref
 from overlayrun.workspace.lock import is_locked
 
 TYPE_CHECKING = False
@@ -55,6 +55,7 @@ def drop(layout: Layout, record: Record, *, branch: bool) -> None:
     place = layout.workspace(record.id).root
     if not record.throwaway:
         refs = [f"refs/overlayrun/{kind}/{record.id}" for kind in ("snapshots", "base", "dirty")]
+        refs += _queue_notes(record)
         if branch:
             refs.append(f"refs/heads/{record.branch}")
         lines = "".join(f"delete {ref}\n" for ref in refs)
@@ -70,3 +71,10 @@ def drop(layout: Layout, record: Record, *, branch: bool) -> None:
     except FileNotFoundError:
         return
     remove_tree(gone)
+
+
+def _queue_notes(record: Record) -> list[str]:
+    """Refs in which the reconciler keeps what it knows of a workspace."""
+    patterns = [f"{QUEUE}*/{record.id}", f"{QUEUE}*/{record.id}/**"]
+    listed = git(["for-each-ref", "--format=%(refname)", *patterns], git_dir=record.common_dir)
+    return os.fsdecode(listed).split("\n")[:-1]

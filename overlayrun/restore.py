@@ -3,73 +3,81 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from overlayrun.bases.freeze import write_layer
+from overlayrun.adopt import link_tree
 from overlayrun.bases.gitdir import write_git_directory
 from overlayrun.capture import capture
-from overlayrun.errors import StoreError, UsageError
-from overlayrun.files import remove_tree
+from overlayrun.chain import ABSENT
+from overlayrun.errors import UsageError
 from overlayrun.idle import idle_sandbox
-from overlayrun.kernel import abi, syscalls
-from overlayrun.model import SnapshotReason
+from overlayrun.model import CommitId, SnapshotReason
 from overlayrun.sandbox.plan import OBJECTS
 from overlayrun.snapshot import Snapshot
+from overlayrun.store.commits import parse_trailers
 from overlayrun.store.location import Repository
 from overlayrun.store.refs import branch_ref
 from overlayrun.store.repo import Repo, SnapshotInfo
-from overlayrun.workspace.layout import Layout, WorkspaceLayout
+from overlayrun.swap import (
+    complete,
+    dirty_on,
+    installed,
+    layers_kept,
+    make_fresh,
+    open_fresh,
+    run_git,
+    stand_on,
+)
+from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
 
 
 def restore(repository: Repository, layout: Layout, record: Record, wanted: SnapshotInfo) -> Snapshot:
     """Go back to a snapshot: what is there now is snapshotted first, and the result is a new snapshot.
 
-    The caller holds the lock. Carried files stay as they are: no snapshot ever held them.
+    The base goes back with it, so that what the branch changed is what it had changed then. The caller holds
+    the lock. Carried files stay as they are: no snapshot ever held them.
     """
     with idle_sandbox(repository, layout, record) as live:
         capture(layout, record, SnapshotReason.REQUEST, None, live)
-    rebuild(repository, layout, record, number=wanted.number)
-    return capture(layout, record, SnapshotReason.REQUEST, f"Restore snapshot {wanted.number}", None)
+    with (
+        _rebuilt(repository, layout, record, wanted.number),
+        idle_sandbox(repository, layout, record) as live,
+    ):
+        return capture(layout, record, SnapshotReason.REQUEST, f"Restore snapshot {wanted.number}", live)
 
 
 def rebuild(repository: Repository, layout: Layout, record: Record, *, number: int | None) -> str:
     """Make the upper layers anew from a snapshot (None: the last), and give where the old ones were put.
 
-    Source of the swap: renameat2(2), RENAME_EXCHANGE: at every moment there is a whole upper.
+    An exchange that a kill cut off is finished instead: then the new layers are there already.
     """
-    place = layout.workspace(record.id)
-    repo = Repo(record.common_dir)
-    wanted = _snapshot(repo, record, number)
-    start = repo.tree_of(record.dirty or record.base)
-    fresh = f"{place.root}/fresh"
-    remove_tree(fresh)
-    os.makedirs(f"{fresh}/upper")
-    os.chmod(f"{fresh}/upper", os.stat(place.upper).st_mode & 0o7777)
-    if record.dirty:
-        _remake_dirty(repository, layout, record, fresh)
-    write_layer(repository, start, wanted.tree if wanted else start, f"{fresh}/upper", fresh)
-    _move_carried(record, place.upper, f"{fresh}/upper")
-    _write_git(repository, repo, record, wanted, f"{fresh}/git")
-    for name in ("upper", "git"):
-        syscalls.renameat2(f"{fresh}/{name}", f"{place.root}/{name}", abi.RENAME_EXCHANGE)
-    aside = _put_aside(place, fresh)
-    record.inode = os.stat(place.upper).st_ino
-    record.save(place.record)
-    if os.path.exists(place.hashes):
-        os.unlink(place.hashes)
-    if wanted and wanted.head:
-        _reset_index(repository, layout, record)
+    aside = complete(layout, record)
+    if aside is None:
+        with _rebuilt(repository, layout, record, number) as aside:
+            pass
     return aside
 
 
-def _remake_dirty(repository: Repository, layout: Layout, record: Record, scratch: str) -> None:
-    """The layer of uncommitted changes from its commit: torn by a power cut, or a copy without marks."""
-    place = layout.workspace(record.id).dirty
-    fresh = f"{scratch}/dirty"
-    os.makedirs(fresh)
-    tree = Repo(record.common_dir).tree_of(record.dirty)
-    write_layer(repository, record.tree, tree, fresh, scratch)
-    syscalls.renameat2(fresh, place, abi.RENAME_EXCHANGE)
+@contextmanager
+def _rebuilt(repository: Repository, layout: Layout, record: Record, number: int | None) -> Iterator[str]:
+    repo = Repo(record.common_dir)
+    wanted = _snapshot(repo, record, number)
+    with layers_kept(layout):
+        base = _base_of(repo, wanted) if wanted else record.base
+        dirty = record.dirty if base == record.base else dirty_on(repo, record, base)
+        stand_on(repository, layout, record, base, dirty)
+        tree = wanted.tree if wanted else repo.tree_of(record.dirty or record.base)
+        fresh = make_fresh(repository, layout, record, tree)
+        _link_carried(record, layout.workspace(record.id).upper, fresh.upper)
+        _write_git(repository, repo, record, wanted, fresh.git)
+        if wanted and wanted.head:
+            # The frozen index is the base's; the agent's own commits need one of theirs.
+            with open_fresh(repository, layout, record, fresh) as live:
+                run_git(live, "reset", "-q")
+        with installed(layout, record, fresh) as aside:
+            yield aside
 
 
 def _snapshot(repo: Repo, record: Record, number: int | None) -> SnapshotInfo | None:
@@ -83,12 +91,18 @@ def _snapshot(repo: Repo, record: Record, number: int | None) -> SnapshotInfo | 
     )
 
 
-def _move_carried(record: Record, old: str, new: str) -> None:
+def _base_of(repo: Repo, wanted: SnapshotInfo) -> CommitId | None:
+    """What the workspace stood on when a snapshot was taken; a sync moves it."""
+    base = parse_trailers(repo.commit(wanted.commit).message)["Base"]
+    return None if base == ABSENT else CommitId(base)
+
+
+def _link_carried(record: Record, old: str, new: str) -> None:
     for path in record.carried:
         if not os.path.lexists(f"{old}/{path}"):
             continue
         os.makedirs(os.path.dirname(f"{new}/{path}"), exist_ok=True)
-        os.rename(f"{old}/{path}", f"{new}/{path}")
+        link_tree(os.fsencode(f"{old}/{path}"), os.fsencode(f"{new}/{path}"))
 
 
 def _write_git(
@@ -101,18 +115,3 @@ def _write_git(
     if target:
         refs[f"refs/heads/{record.target}"] = target
     write_git_directory(repository, place, OBJECTS, branch_ref(record.branch), refs)
-
-
-def _put_aside(place: WorkspaceLayout, fresh: str) -> str:
-    os.makedirs(place.kept, mode=0o700, exist_ok=True)
-    aside = f"{place.kept}/{len(os.listdir(place.kept)) + 1}"
-    os.rename(fresh, aside)
-    return aside
-
-
-def _reset_index(repository: Repository, layout: Layout, record: Record) -> None:
-    """The frozen index is the base's; the agent's own commits need one of theirs."""
-    with idle_sandbox(repository, layout, record) as live:
-        status, _ = live.run_inside(["git", "reset", "-q"], b"")
-    if status:
-        raise StoreError("git reset failed inside the workspace", hint="run it there yourself: git reset")

@@ -27,13 +27,13 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
             *("kernel.abilities", "kernel.disk", "kernel.probe"),
         ),
     ),
-    (("files", "streams"),),
+    (("files", "streams", "values"),),
     (
         ("layers.names", "layers.marks", "layers.upper"),
         (
             *("store.git", "store.settings", "store.location", "store.refs", "store.commits", "store.trees"),
             *("store.repo", "store.hashes", "store.pack", "store.importer", "store.lfs", "store.convert"),
-            *("store.ignore", "store.merger"),
+            *("store.ignore", "store.rule_tree", "store.merger"),
         ),
     ),
     (("workspace.layout", "workspace.record", "workspace.lock", "workspace.catalogue", "workspace.names"),),
@@ -53,13 +53,36 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
     (
         (
             *("removal", "prepare", "capture", "report", "restore", "recover", "durable", "bring", "collect"),
-            *("revision", "overview", "supervisor", "finish", "run"),
+            *("revision", "overview", "supervisor", "finish", "run", "sync"),
+        ),
+    ),
+    (
+        (
+            *(
+                "reconcile.settings",
+                "reconcile.events",
+                "reconcile.board",
+                "reconcile.plan",
+                "reconcile.paths",
+            ),
+            *("reconcile.background", "reconcile.queue", "reconcile.checks", "reconcile.candidates"),
+            *("reconcile.conflict", "reconcile.acceptance", "reconcile.resolutions", "reconcile.resolvers"),
+            *("reconcile.replay", "reconcile.exchange", "reconcile.deliver", "reconcile.land"),
+            *("reconcile.gate", "reconcile.forecast", "reconcile.handoff", "reconcile.reconciler"),
         ),
     ),
     (
         (
             *("cli.options", "cli.configured", "cli.here", "cli.telling", "cli.words", "cli.render"),
-            *("cli.snapshot_client", "cli.main", "launch", "cli.opened", "cli.shapes", "cli.patches"),
+            *(
+                "cli.snapshot_client",
+                "cli.main",
+                "launch",
+                "cli.opened",
+                "cli.targets",
+                "cli.shapes",
+                "cli.patches",
+            ),
             *(
                 "cli.run",
                 "cli.join",
@@ -70,6 +93,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
                 "cli.show",
                 "cli.diff",
             ),
+            *("cli.queue", "cli.live", "cli.reconcile", "cli.conflicts", "cli.sync"),
             *("cli.bring", "cli.restore", "cli.rm", "cli.gc", "cli.doctor", "cli.config", "cli.completion"),
         ),
     ),
@@ -78,8 +102,10 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
 # Modules that may import inside a function, and why. Nobody else may.
 LATE_IMPORTS: Final = {
     "bases.carried": "needs pathspec (20 ms to import) only where a .worktreeinclude is",
+    "cli.conflicts": "needs rich (60 ms to import) only for a bar on a terminal",
     "cli.main": "loads a command's module, and with it rich or pygit2, only when that command is called",
     "cli.render": "needs rich (40 ms to import) only for a table on a terminal",
+    "cli.reconcile": "needs rich (60 ms to import) only for a live table on a terminal",
     "finish": "needs the merge engine only for --rm --apply",
     "launch": "hands over to click (30 ms to import) only for commands that are no run",
     "prepare": "needs freezing, dirty and carried files (2 to 5 ms each) only where there are any",

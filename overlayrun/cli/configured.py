@@ -7,6 +7,7 @@ import os
 from overlayrun.cli.options import RUN_OPTIONS
 from overlayrun.errors import UsageError
 from overlayrun.store.git import git
+from overlayrun.values import switch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 SECTION: Final = "overlayrun."
 # What belongs to one run alone can't be a habit.
 _OF_ONE_RUN: Final = frozenset({"branch", "base", "message", "rm", "keep", "apply"})
-_TRUE: Final = frozenset({"true", "yes", "on", "1", ""})
-_FALSE: Final = frozenset({"false", "no", "off", "0"})
 
 
 def key_of(option: Option) -> str:
@@ -77,7 +76,7 @@ def parse(option: Option, text: str) -> Any:
     key = f"{SECTION}{key_of(option)}"
     try:
         if option.metavar is None:
-            return _switch(text)
+            return switch(text)
         return option.convert(text)
     except ValueError as err:
         takes = option.metavar or "true or false"
@@ -85,10 +84,3 @@ def parse(option: Option, text: str) -> Any:
             f"git config {key} can't be {text!a}: it takes {takes}",
             hint=f"overlayrun config {key_of(option)} VALUE, or: git config --unset {key}",
         ) from err
-
-
-def _switch(text: str) -> bool:
-    word = text.lower()
-    if word not in _TRUE | _FALSE:
-        raise ValueError(text)
-    return word in _TRUE

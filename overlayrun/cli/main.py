@@ -31,7 +31,8 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Run": ("run", "exec", "shell"),
     "Look": ("ls", "status", "show", "log", "diff"),
     "Keep": ("snapshot", "restore"),
-    "Bring home": ("apply", "merge", "rm"),
+    "Bring home": ("apply", "merge", "sync", "rm"),
+    "Bring all home": ("reconcile", "queue", "approve", "unapprove", "conflicts"),
     "Keep house": ("gc", "doctor", "config", "completion"),
 }
 MODULES: Final[dict[str, str]] = {
@@ -46,7 +47,12 @@ MODULES: Final[dict[str, str]] = {
     "snapshot": "snapshot",
     "restore": "restore",
     "apply": "bring",
-    "merge": "bring",
+    "merge": "reconcile",
+    "reconcile": "reconcile",
+    "queue": "queue",
+    "approve": "queue",
+    "unapprove": "queue",
+    "conflicts": "conflicts",
     "rm": "rm",
     "gc": "gc",
     "doctor": "doctor",

@@ -7,21 +7,12 @@ from __future__ import annotations
 
 from overlayrun.errors import UsageError
 from overlayrun.model import CarryPolicy, DirtyPolicy, HomePolicy, RunOptions
+from overlayrun.values import seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any, Final
-
-
-def seconds(text: str) -> float:
-    """A span: `30s`, `20m`, `1.5h`, or plain seconds. Raises ValueError."""
-    units = {"s": 1, "m": 60, "h": 3600}
-    factor = units.get(text[-1:], 0)
-    value = float(text[:-1]) * factor if factor else float(text)
-    if not value >= 0:
-        raise ValueError(text)
-    return value
 
 
 class Option:

@@ -32,11 +32,13 @@ class ShortRead(Exception):
 class ObjectWriter:
     """Takes objects in, gives their raw ids back, writes those that are not known yet.
 
-    known: raw ids that the store is sure to hold. As a context manager it removes what was not finished.
+    known: raw ids that the store is sure to hold. durable: False leaves the flush of loose objects to the
+    caller. As a context manager it removes what was not finished.
     """
 
-    def __init__(self, objects: str, known: frozenset[bytes] = frozenset()) -> None:
+    def __init__(self, objects: str, known: frozenset[bytes] = frozenset(), *, durable: bool = True) -> None:
         self._objects = objects
+        self._durable = durable
         self._seen = set(known)
         self._pending: dict[bytes, tuple[bytes, bytes]] = {}
         self._pending_bytes = 0
@@ -80,7 +82,7 @@ class ObjectWriter:
             self._pack.finish()
             self._pack = None
         elif self._pending:
-            _write_loose(self._objects, self._pending)
+            _write_loose(self._objects, self._pending, durable=self._durable)
             self._pending = {}
 
     def _open_pack(self) -> _Pack:
@@ -102,7 +104,7 @@ def object_id(kind: bytes, data: bytes) -> bytes:
     return digest.digest()
 
 
-def _write_loose(objects: str, pending: dict[bytes, tuple[bytes, bytes]]) -> None:
+def _write_loose(objects: str, pending: dict[bytes, tuple[bytes, bytes]], *, durable: bool) -> None:
     moves: list[tuple[str, str]] = []
     try:
         for oid, (kind, data) in pending.items():
@@ -112,11 +114,7 @@ def _write_loose(objects: str, pending: dict[bytes, tuple[bytes, bytes]]) -> Non
                 os.mkdir(directory)
             fd, aside = tempfile.mkstemp(prefix="tmp_obj_", dir=directory)  # a name that `git prune` clears
             moves.append((aside, f"{directory}/{hexed[2:]}"))
-            with open(fd, "wb") as file:
-                file.write(zlib.compress(b"%b %d\0%b" % (kind, len(data), data), _LEVEL))
-                file.flush()
-                os.fchmod(fd, 0o444)
-                os.fsync(fd)
+            _fill_loose(fd, kind, data, durable=durable)
         for aside, path in moves:
             os.rename(aside, path)
     except OSError:
@@ -124,8 +122,17 @@ def _write_loose(objects: str, pending: dict[bytes, tuple[bytes, bytes]]) -> Non
             with suppress(OSError):
                 os.unlink(aside)
         raise
-    for directory in {os.path.dirname(path) for _, path in moves} | {objects}:
+    for directory in {os.path.dirname(path) for _, path in moves} | {objects} if durable else ():
         flush(directory)
+
+
+def _fill_loose(fd: int, kind: bytes, data: bytes, *, durable: bool) -> None:
+    with open(fd, "wb") as file:
+        file.write(zlib.compress(b"%b %d\0%b" % (kind, len(data), data), _LEVEL))
+        file.flush()
+        os.fchmod(fd, 0o444)
+        if durable:
+            os.fsync(fd)
 
 
 def flush(path: str) -> None:

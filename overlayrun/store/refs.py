@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 OWN: Final = "refs/overlayrun/"
+QUEUE: Final = f"{OWN}queue/"
 # ext4 takes 255 bytes a name; git appends ".lock", and long names break listings.
 _LONGEST: Final = 200
 _LETTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
@@ -21,7 +22,7 @@ _RESERVED: Final = frozenset({"HEAD", "FETCH_HEAD", "ORIG_HEAD", "MERGE_HEAD", "
 class RefUpdate:
     """One step of a transaction: move `ref` from `old` to `new`.
 
-    old: None asserts that the ref does not exist. new: None deletes it.
+    old: None asserts that the ref does not exist. new: None deletes it; the same as `old` asserts that alone.
     """
 
     __slots__ = ("new", "old", "ref")
@@ -45,6 +46,41 @@ def base_ref(workspace_id: str) -> str:
 def dirty_ref(workspace_id: str) -> str:
     """Uncommitted changes that a workspace started with."""
     return f"{OWN}dirty/{workspace_id}"
+
+
+def tip_ref(target: BranchName) -> str:
+    """Where a target stands once everything that has landed is delivered; absent while nothing waits."""
+    return f"{QUEUE}tip/{target}"
+
+
+def from_ref(target: BranchName) -> str:
+    """Where the target stood when that tip was made: from there alone it is moved to the tip."""
+    return f"{QUEUE}from/{target}"
+
+
+def landed_ref(workspace_id: str, target: BranchName) -> str:
+    """A note on the last landing of a branch: its parents are the target's commit and the branch's own."""
+    return f"{QUEUE}landed/{workspace_id}/{target}"
+
+
+def parked_ref(workspace_id: str, target: BranchName) -> str:
+    """A note on why a branch does not land as it is; its first parent is the branch's commit."""
+    return f"{QUEUE}park/{workspace_id}/{target}"
+
+
+def conflict_ref(workspace_id: str, target: BranchName) -> str:
+    """The automatic merge with its conflicts marked; parents: the target's commit and the branch's."""
+    return f"{QUEUE}conflict/{workspace_id}/{target}"
+
+
+def candidate_ref(target: BranchName) -> str:
+    """The chain of candidates that is being checked; kept from `git gc`, and nothing more."""
+    return f"{QUEUE}candidate/{target}"
+
+
+def approved_ref(workspace_id: str) -> str:
+    """The commit of a branch that the user has approved."""
+    return f"{QUEUE}approved/{workspace_id}"
 
 
 def branch_ref(name: BranchName) -> str:
@@ -114,7 +150,8 @@ def _step(update: RefUpdate) -> str:
     if update.new is None:
         # All zeroes as an old value would mean "whatever it is" to delete.
         return f"delete {update.ref}\0{old}" if update.old else f"verify {update.ref}\0{ZERO_ID}"
-    return f"update {update.ref}\0{update.new}\0{old}"
+    verb = f"verify {update.ref}" if update.new == update.old else f"update {update.ref}\0{update.new}"
+    return f"{verb}\0{old}"
 
 
 def _translated(

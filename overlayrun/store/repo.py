@@ -138,6 +138,26 @@ class Repo:
         except (KeyError, ValueError, pygit2.GitError) as err:
             raise UsageError(f"no commit is called {text!a}") from err
 
+    def is_ancestor(self, old: CommitId, new: CommitId) -> bool:
+        """Whether `new` holds all of the history of `old`."""
+        return old == new or bool(self._repo.descendant_of(new, old))
+
+    def merge_base(self, one: CommitId, other: CommitId) -> CommitId:
+        """The best common ancestor. Raises StoreError where there is none."""
+        found = self._repo.merge_base(one, other)
+        if found is None:
+            raise StoreError(f"commits {one[:10]} and {other[:10]} have no history in common")
+        return CommitId(str(found))
+
+    def count_first_parents(self, old: CommitId, new: CommitId) -> int:
+        """How many steps lead from `new` back to `old` along first parents; all there are where none does."""
+        count = 0
+        at: CommitId | None = new
+        while at and at != old:
+            count += 1
+            at = next(iter(self.commit(at).parents), None)
+        return count
+
     def ref(self, name: str) -> CommitId | None:
         """Commit a ref points at, None where it does not exist."""
         found = self._repo.references.get(name)

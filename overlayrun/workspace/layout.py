@@ -45,6 +45,16 @@ class Layout:
         """One directory a workspace."""
         return f"{self.root}/workspaces"
 
+    @property
+    def checks(self) -> str:
+        """Logs and results of checks and resolvers, one directory a question."""
+        return f"{self.root}/checks"
+
+    @property
+    def boards(self) -> str:
+        """What reconcilers are doing now, one file each."""
+        return f"{self.root}/boards"
+
     def base(self, tree: TreeId) -> str:
         """Directory of one frozen tree: `tree/` and `git/`."""
         return f"{self.bases}/{tree}"

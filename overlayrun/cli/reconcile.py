@@ -1,0 +1,246 @@
+"""`merge` and `reconcile`: branches go to their target."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any, Final, NoReturn
+
+import click  # noqa: TID251  # this is overlayrun/cli/
+
+from overlayrun.cli.opened import Opened, open_here
+from overlayrun.cli.render import SCHEMA, on_terminal, say, say_json
+from overlayrun.cli.targets import target_of
+from overlayrun.cli.telling import tell
+from overlayrun.cli.words import BRANCH, Decorated, json_option
+from overlayrun.errors import UsageError
+from overlayrun.model import BranchName
+from overlayrun.overview import State, state_of
+from overlayrun.reconcile.candidates import Candidate, Chain, Clash
+from overlayrun.reconcile.events import Event, EventKind
+from overlayrun.reconcile.queue import Item, Queue, Standing
+from overlayrun.reconcile.reconciler import Outcome, Reconciler
+from overlayrun.reconcile.settings import LandingMode, Settings, parse_value, read_settings
+from overlayrun.report import printable
+from overlayrun.store.refs import parse_branch_name
+from overlayrun.workspace.catalogue import find
+from overlayrun.workspace.record import Record
+
+# What the end tells again, or a line has told of before.
+_SILENT: Final = (EventKind.TICK, EventKind.CHECKED, EventKind.CONFLICT)
+
+
+def _value(key: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    def convert(_: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+        return None if text is None else parse_value(key, text, str(parameter.opts[0]))
+
+    return convert
+
+
+_OPTIONS: Final[tuple[Decorated, ...]] = (
+    click.option("--into", metavar="BRANCH", type=BRANCH, help="Into this branch instead of its target."),
+    click.option("--check", metavar="COMMAND", help="Land only what this command passes, in the sandbox."),
+    click.option("--check-each", is_flag=True, default=None, help="Check every branch, not runs of them."),
+    click.option("--slots", metavar="N", callback=_value("slots"), help="Checks at the same time."),
+    click.option("--timeout", metavar="SPAN", callback=_value("timeout"), help="End a check after this."),
+    click.option("--resolve", metavar="COMMAND", help="Hand conflicts to this command, in a workspace."),
+    click.option(
+        "--resolve-timeout", metavar="SPAN", callback=_value("resolve-timeout"), help="End it after this."
+    ),
+    click.option("--squash", "mode", flag_value="squash", help="One commit a branch, without its history."),
+    click.option("--rebase", "mode", flag_value="rebase", help="The branch's commits again, on the target."),
+)
+
+
+def landing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that `merge` and `reconcile` share."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def settings_of(opened: Opened, given: dict[str, Any]) -> Settings:
+    """Settings in force; given: options, of which those that were typed win."""
+    given = {**given, "mode": LandingMode(given["mode"]) if given.get("mode") else None}
+    return read_settings(opened.repository.root).merged(given)
+
+
+@click.command("merge", short_help="Merge branches into their target.")
+@click.argument("branches", nargs=-1, required=True, type=BRANCH, metavar="BRANCH...")
+@landing_options
+@click.option("--dry-run", is_flag=True, help="Tell what would happen, and change nothing.")
+@json_option
+def merge_command(
+    *, branches: tuple[str, ...], into: str | None, dry_run: bool, as_json: bool, **given: Any
+) -> int:
+    """Merge branches into their target: the branch that was checked out when they began.
+
+    Fast-forward, else a merge commit. What conflicts, or fails the check, changes nothing; the exit code is
+    then 1. Where a file of yours is in the way, what has landed waits until it is not.
+    """
+    opened = open_here()
+    settings = settings_of(opened, given)
+    status = 0
+    shapes = []
+    for target, wanted in _by_target([_find(opened, text) for text in branches], into).items():
+        report = Report(as_json=as_json)
+        with Reconciler(opened.repository, opened.layout, target, settings, report.show) as worker:
+            if dry_run:
+                shape = report.foreseen(worker.foresee(wanted), target)
+            else:
+                shape = report.ended(opened, wanted, worker.merge(wanted), target)
+        shapes.append(shape)
+        status = max(status, shape["status"])
+    if as_json:
+        say_json({"targets": shapes})
+    return status
+
+
+@click.command("reconcile", short_help="Merge every branch that is ready.")
+@landing_options
+@click.option("--only", multiple=True, metavar="PATTERN", help="Branches like this alone, as 'overlay/*'.")
+@click.option("--watch", is_flag=True, help="Go on, and take branches as they become ready.")
+@json_option
+def reconcile_command(*, into: str | None, watch: bool, as_json: bool, **given: Any) -> int:
+    """Merge every branch that is ready into its target, oldest first.
+
+    Ready is what does not run, and was not given back or parked as it stands. With a check, only what has
+    passed it lands. Exit code 1 if anything stayed behind.
+    """
+    opened = open_here()
+    settings = settings_of(opened, given)
+    target = target_of(opened, into)
+    if watch:
+        _watch(opened, target, settings, as_json=as_json)
+    report = Report(as_json=as_json)
+    with Reconciler(opened.repository, opened.layout, target, settings, report.show) as worker:
+        shape = report.ended(opened, [], worker.reconcile(), target)
+    if as_json:
+        say_json({"targets": [shape]})
+    return int(shape["status"])
+
+
+def _watch(opened: Opened, target: BranchName, settings: Settings, *, as_json: bool) -> NoReturn:
+    """Until somebody ends it: a live table on a terminal, else a line for each event."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ExitStack() as stack:
+        show = Report(as_json=False).show
+        if as_json:
+            show = _say_event
+        elif on_terminal():
+            from overlayrun.cli.live import LiveTable  # rich: 60 ms, and only a terminal needs it
+
+            show = stack.enter_context(LiveTable(opened, target, settings)).show
+        worker = stack.enter_context(Reconciler(opened.repository, opened.layout, target, settings, show))
+        try:
+            worker.watch()
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(0) from None
+
+
+def _say_event(event: Event) -> None:
+    """An event as a line of JSON."""
+    if event.kind is not EventKind.TICK:
+        say(json.dumps({"schema": SCHEMA, "event": event.kind.value, "branch": event.branch, **event.data}))
+
+
+def _by_target(wanted: Iterable[Record], into: str | None) -> dict[BranchName, list[Record]]:
+    found: dict[BranchName, list[Record]] = {}
+    for record in wanted:
+        target = parse_branch_name(into) if into else record.target
+        if target is None:
+            raise UsageError(
+                f"branch {record.branch} has no target: it began on a detached HEAD",
+                hint="name one: --into BRANCH",
+            )
+        found.setdefault(target, []).append(record)
+    return found
+
+
+def _find(opened: Opened, text: str) -> Record:
+    record = find(opened.layout, text)
+    if state_of(opened.layout, record) is State.RUNNING:
+        tell(f"branch {record.branch} is running: what its newest snapshot holds is taken")
+    return record
+
+
+class Report:
+    """Tells what happens, a line each; with --json nothing until the end."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+
+    def show(self, event: Event) -> None:
+        """One event."""
+        if self._as_json or event.kind in _SILENT:
+            return
+        if event.kind in (EventKind.CHECKING, EventKind.RESOLVING):
+            tell(event.text)
+        else:
+            say(printable(event.text))
+
+    def _say(self, line: str) -> None:
+        if not self._as_json:
+            say(line)
+
+    def foreseen(self, chain: Chain, target: BranchName) -> dict[str, Any]:
+        """What a dry run found."""
+        for one in chain.candidates:
+            files = f"{one.files} file{'s' * (one.files != 1)}"
+            self._say(f"{one.item.branch} would land on {target} ({files})")
+        self._clashes(chain.clashes, target)
+        return {
+            "target": target,
+            "landed": [_candidate_shape(one) for one in chain.candidates],
+            "conflicts": [_clash_shape(clash) for clash in chain.clashes],
+            "failed": [],
+            "waiting": 0,
+            "status": int(bool(chain.clashes)),
+        }
+
+    def ended(
+        self, opened: Opened, wanted: list[Record], outcome: Outcome, target: BranchName
+    ) -> dict[str, Any]:
+        """What a merge came to. wanted: branches that were asked for by name."""
+        landed = {one.item.record.id for one in outcome.landed}
+        queue = Queue(opened.layout, opened.repo, target, Settings())
+        for record in wanted:
+            if record.id not in landed:
+                self._already(queue.item(record), target)
+        self._clashes(outcome.clashes, target)
+        return {
+            "target": target,
+            "commit": queue.tip,
+            "landed": [_candidate_shape(one) for one in outcome.landed],
+            "conflicts": [_clash_shape(clash) for clash in outcome.clashes],
+            "failed": [
+                {"branch": item.branch, "why": note.why, "log": note.log} for item, note in outcome.failed
+            ],
+            "waiting": outcome.delivery.waiting if outcome.delivery else 0,
+            "held": [held.why for held in outcome.delivery.held] if outcome.delivery else [],
+            "status": int(not outcome.is_whole),
+        }
+
+    def _already(self, item: Item, target: BranchName) -> None:
+        if item.standing is Standing.UNCHANGED:
+            self._say(f"branch {item.branch} changed nothing")
+        elif item.standing is Standing.LANDED:
+            self._say(f"branch {item.branch} is in {target} already")
+
+    def _clashes(self, clashes: Iterable[Clash], target: BranchName) -> None:
+        for clash in clashes:
+            self._say(f"branch {clash.item.branch} conflicts with {target}; nothing was changed")
+            for each in clash.conflicts:
+                self._say(f"conflict: {printable(os.fsdecode(each.path))} ({each.kind})")
+
+
+def _candidate_shape(one: Candidate) -> dict[str, Any]:
+    return {"branch": one.item.branch, "commit": one.commit, "files": one.files}
+
+
+def _clash_shape(clash: Clash) -> dict[str, Any]:
+    paths = [{"path": os.fsdecode(each.path), "kind": each.kind} for each in clash.conflicts]
+    return {"branch": clash.item.branch, "paths": paths}

@@ -1,0 +1,411 @@
+"""Move a branch forward together with the files of every working tree that has it checked out, or not at all.
+
+Nothing of the user's is ever stashed, overwritten or marked: a file in the way means that the delivery is
+held, with its name, and tried again later.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from overlayrun.errors import RefMoved, StoreError
+from overlayrun.files import remove_tree
+from overlayrun.model import BranchName, CommitId
+from overlayrun.reconcile.exchange import (
+    Held,
+    Order,
+    Tell,
+    Touched,
+    WorkTree,
+    exchange,
+    recover_exchange,
+    scratch_directory,
+    see,
+)
+from overlayrun.store.commits import printable
+from overlayrun.store.git import GitFailed, git
+from overlayrun.store.refs import RefUpdate, branch_ref, update_refs
+from overlayrun.workspace.layout import Layout
+
+__all__ = ["Held", "deliver", "recover_delivery"]
+
+_PATIENCE: Final = 30.0
+"""Seconds to wait for another delivery."""
+_PAUSE: Final = 0.02
+_GITLINK: Final = "160000"
+# What lies in a working tree's git directory meanwhile; git's wt-status.c looks for the same.
+_UNDER_WAY: Final = (
+    ("rebase-apply/applying", "git am"),
+    ("rebase-apply", "a rebase"),
+    ("rebase-merge", "a rebase"),
+    ("MERGE_HEAD", "a merge"),
+    ("CHERRY_PICK_HEAD", "a cherry-pick"),
+    ("REVERT_HEAD", "a revert"),
+    ("sequencer", "a cherry-pick or revert"),
+    ("BISECT_START", "a bisect"),
+)
+# Files that name the branch that a rebase or bisect will come back to.
+_RETURNS: Final = (
+    "rebase-merge/head-name",
+    "rebase-merge/update-refs",
+    "rebase-apply/head-name",
+    "BISECT_START",
+)
+_DIRTY, _STAGED, _UNTRACKED, _IGNORED = (
+    "dirty",
+    "staged",
+    "untracked and in the way",
+    "ignored and in the way",
+)
+
+
+def deliver(
+    common_dir: str,
+    layout: Layout,
+    target: BranchName,
+    old: CommitId,
+    new: CommitId,
+    tell: Tell = lambda _: None,
+) -> tuple[Held, ...]:
+    """Move refs/heads/`target` from `old` to `new`, a descendant, with the files of all its working trees.
+
+    () means done everywhere; otherwise nothing was moved anywhere. A working tree whose directory is gone
+    does not count. Where the branch is not checked out, the ref alone moves. No hook of the user's runs, save
+    where the files can't be exchanged and `git merge` has to do it: then his post-merge does.
+    tell: called with what the user must know, one sentence each: where something that he saved meanwhile is
+    kept. Raises RefMoved where the branch is not at `old` any more.
+    """
+    with _alone(layout) as lock:
+        if not lock:
+            return (Held(common_dir, "another delivery is under way"),)
+        held = recover_exchange(common_dir, layout, tell)
+        if held:
+            return held
+        trees, held = _checked_out(common_dir, target)
+        _check_ref(common_dir, target, old)
+        if trees and not held:
+            order = Order(layout, common_dir, target, old, new, _touched(common_dir, old, new))
+            return _deliver(order, trees, lock, tell)
+        if not held:
+            update_refs(common_dir, [RefUpdate(branch_ref(target), new, old)], why="merge")
+        return held
+
+
+def recover_delivery(common_dir: str, layout: Layout, tell: Tell = lambda _: None) -> tuple[Held, ...]:
+    """Finish or undo a delivery that was killed, as the next one would; () when all is in order."""
+    with _alone(layout) as lock:
+        return recover_exchange(common_dir, layout, tell) if lock else ()
+
+
+def _deliver(order: Order, trees: Sequence[WorkTree], lock: int, tell: Tell) -> tuple[Held, ...]:
+    try:
+        seen = [see(tree, order.touched) for tree in trees]
+    except OSError as err:
+        return (Held(trees[0].path, f"{_shown(os.fsencode(err.filename))} can't be read"),)
+    held = tuple(held for tree in trees for held in _examine(order, tree))
+    if held:
+        return held
+    try:
+        fcntl.fcntl(lock, fcntl.F_SETFD, 0)  # a git of ours that outlives us holds it on
+        done = exchange(order, seen, tell)
+    except GitFailed as err:
+        return (_refused(trees[0], err),)
+    finally:
+        fcntl.fcntl(lock, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+    return _merge_all(order, trees) if done is None else done
+
+
+@contextmanager
+def _alone(layout: Layout) -> Iterator[int]:
+    """Hold the flock that makes deliveries come one at a time; 0 where another's takes too long."""
+    fd = os.open(f"{layout.root}/deliver.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd if _wait_for(fd) else 0
+    finally:
+        os.close(fd)
+
+
+def _wait_for(fd: int) -> bool:
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(_PAUSE)
+        else:
+            return True
+
+
+def _check_ref(common_dir: str, target: BranchName, old: CommitId) -> None:
+    now = git(["rev-parse", "--verify", "-q", branch_ref(target)], git_dir=common_dir, check=False)
+    if now.decode().strip() != old:
+        raise RefMoved(f"{target} was moved by somebody else meanwhile")
+
+
+def _checked_out(common_dir: str, target: BranchName) -> tuple[list[WorkTree], tuple[Held, ...]]:
+    """Working trees that have a branch checked out, and those that can't let it be moved now."""
+    trees, held = [], []
+    for number, lines in enumerate(_listed(common_dir)):
+        path, attributes = lines[0].removeprefix("worktree "), lines[1:]
+        has_branch = f"branch {branch_ref(target)}" in attributes
+        if "bare" in attributes or (number and not os.path.isdir(path)):
+            continue
+        tree = _linked(common_dir, path) if number else _main_tree(common_dir, path)
+        if tree and (has_branch or _comes_back(tree, target)):
+            trees.append(tree)
+            held += [Held(tree.path, f"{what} is under way") for what in _under_way(tree)]
+        elif has_branch and not number:
+            held.append(Held(common_dir, "git can't say where its working tree is"))
+    return trees, tuple(held)
+
+
+def _listed(common_dir: str) -> list[list[str]]:
+    """Lines of each working tree as git lists them, the main one first."""
+    listed = git(["worktree", "list", "--porcelain", "-z"], git_dir=common_dir)
+    return [part.split("\0") for part in os.fsdecode(listed).split("\0\0") if part]
+
+
+def _linked(common_dir: str, path: str) -> WorkTree | None:
+    """The working tree at `path`, if it is one of this repository's."""
+    dot = f"{path}/.git"
+    try:
+        if os.path.isdir(dot):
+            git_dir = dot
+        else:
+            with open(dot, encoding="utf-8", errors="surrogateescape") as file:
+                git_dir = os.path.join(path, file.read().strip().removeprefix("gitdir: "))
+        shared = (
+            common_dir if os.path.samefile(git_dir, common_dir) else os.path.dirname(os.path.dirname(git_dir))
+        )
+        is_ours = os.path.samefile(shared, common_dir)
+    except OSError:
+        return None
+    return WorkTree(path, os.path.realpath(git_dir)) if is_ours else None
+
+
+def _main_tree(common_dir: str, path: str) -> WorkTree | None:
+    """The main working tree; git lists the git directory where that lies elsewhere (--separate-git-dir)."""
+    usual = _linked(common_dir, path)
+    if usual:
+        return usual
+    set_to = os.fsdecode(git(["config", "--null", "core.worktree"], git_dir=common_dir, check=False)).rstrip(
+        "\0"
+    )
+    here = os.getcwd()
+    above = ["/".join(here.split("/")[:end]) or "/" for end in range(here.count("/") + 1, 0, -1)]
+    for place in [*([os.path.normpath(os.path.join(common_dir, set_to))] if set_to else []), *above]:
+        tree = _linked(common_dir, place)
+        if tree and os.path.samefile(tree.git_dir, common_dir):
+            return tree
+    return None
+
+
+def _comes_back(tree: WorkTree, target: BranchName) -> bool:
+    """Whether a rebase or bisect that is under way in the tree will come back to the branch."""
+    names = {branch_ref(target), target}
+    return any(not names.isdisjoint(_lines(f"{tree.git_dir}/{name}")) for name in _RETURNS)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().split("\n")
+    except OSError:
+        return []
+
+
+def _under_way(tree: WorkTree) -> list[str]:
+    """What keeps the tree from being moved, most important first; at most one."""
+    found = [what for name, what in _UNDER_WAY if os.path.lexists(f"{tree.git_dir}/{name}")]
+    return found[:1]
+
+
+# What is in the way
+
+
+def _touched(common_dir: str, old: CommitId, new: CommitId) -> list[Touched]:
+    """Paths that differ between two commits, in git's order."""
+    options = ["-r", "-z", "--no-renames", "--raw", "--ignore-submodules=none"]
+    fields = git(["diff-tree", *options, old, new], git_dir=common_dir).split(b"\0")[:-1]
+    found = []
+    for what, path in zip(fields[::2], fields[1::2], strict=True):
+        old_mode, new_mode, was, now, _ = what.decode().removeprefix(":").split(" ")
+        found.append(Touched(path, old_mode, new_mode, was, now))
+    return found
+
+
+def _examine(order: Order, tree: WorkTree) -> tuple[Held, ...]:
+    """Why a tree can't take the change, or ()."""
+    if os.path.lexists(f"{tree.git_dir}/index.lock"):
+        return (Held(tree.path, "another git process holds index.lock"),)
+    try:
+        found = _obstacles(order, tree)
+    except GitFailed as err:
+        return (_refused(tree, err),)
+    return (_held(tree, found),) if found else ()
+
+
+def _held(tree: WorkTree, found: dict[bytes, str]) -> Held:
+    """found: by path, what is wrong with it; not empty."""
+    paths = sorted(found)
+    name, kinds = _shown(paths[0]), set(found.values())
+    if len(paths) == 1:
+        why = f"{name} is {found[paths[0]]}"
+    else:
+        why = f"{name} and {len(paths) - 1} more are {kinds.pop() if len(kinds) == 1 else 'in the way'}"
+    return Held(tree.path, why, tuple(paths))
+
+
+def _shown(path: bytes) -> str:
+    return printable(os.fsdecode(path), one_line=True)
+
+
+def _obstacles(order: Order, tree: WorkTree) -> dict[bytes, str]:
+    """What lies in the way of the touched paths, by path."""
+    deleted = {each.path for each in order.touched if each.is_deleted}
+    strangers = {path for each in order.touched if each.is_added for path in _strangers(tree, each, deleted)}
+    ignored = _ignored(tree, strangers)
+    found = {path: _IGNORED if path in ignored else _UNTRACKED for path in strangers}
+    found |= dict.fromkeys(
+        _staged(tree, order.old).intersection(each.path for each in order.touched), _STAGED
+    )
+    return found | dict.fromkeys(_edited(order, tree), _DIRTY)
+
+
+def _strangers(tree: WorkTree, each: Touched, deleted: set[bytes]) -> Iterator[bytes]:
+    """What lies where a file is to be made, and is none that the same change deletes."""
+    root, parts = os.fsencode(tree.path), each.path.split(b"/")
+    for end in range(1, len(parts)):
+        above = b"/".join(parts[:end])
+        mode = _mode(os.path.join(root, above))
+        if mode is None:
+            return
+        if not stat.S_ISDIR(mode):
+            yield from {above} - deleted
+            return
+    mode = _mode(os.path.join(root, each.path))
+    if mode is None or (stat.S_ISDIR(mode) and each.new_mode == _GITLINK):
+        return
+    if stat.S_ISDIR(mode):
+        yield from (path for path in _files_below(root, each.path) if path not in deleted)
+    else:
+        yield each.path
+
+
+def _mode(path: bytes) -> int | None:
+    try:
+        return os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _files_below(root: bytes, path: bytes) -> Iterator[bytes]:
+    for directory, names, files in os.walk(os.path.join(root, path)):
+        links = [name for name in names if os.path.islink(os.path.join(directory, name))]
+        yield from (os.path.relpath(os.path.join(directory, name), root) for name in (*links, *files))
+
+
+def _ignored(tree: WorkTree, paths: Iterable[bytes]) -> set[bytes]:
+    data = b"".join(path + b"\0" for path in paths)
+    if not data:
+        return set()
+    return set(git(["check-ignore", "-z", "--stdin"], cwd=tree.path, input=data, check=False).split(b"\0"))
+
+
+def _staged(tree: WorkTree, old: CommitId) -> set[bytes]:
+    """Paths where the user's index differs from a commit; those of an unfinished merge too."""
+    command = [
+        "diff-index",
+        "--cached",
+        "--name-only",
+        "-z",
+        "--no-renames",
+        "--ignore-submodules=none",
+        old,
+        "--",
+    ]
+    return set(git(command, cwd=tree.path).split(b"\0")[:-1])
+
+
+def _edited(order: Order, tree: WorkTree) -> set[bytes]:
+    """Paths whose file is not what the old commit has, whatever the index claims about them.
+
+    Git compares them by an index of these paths alone, in which nothing is assumed and nothing is known yet:
+    O(touched), with the user's own filters. What differs and yet is clean for the user's index (a file that
+    was committed with other line ends than its attributes ask for) is not edited.
+    """
+    files = [each for each in order.touched if not each.is_added and each.old_mode != _GITLINK]
+    lines = b"".join(f"{each.old_mode} {each.old}\t".encode() + each.path + b"\0" for each in files)
+    scratch = scratch_directory(order.layout)
+    remove_tree(scratch)
+    os.mkdir(scratch)
+    env = {"GIT_INDEX_FILE": f"{scratch}/index"}
+    git(["update-index", "-z", "--index-info"], cwd=tree.path, env=env, input=lines)
+    git(["update-index", "-q", "--refresh"], cwd=tree.path, env=env, check=False)
+    differs = _diff_files(tree, env)
+    return differs - _trusted(tree) if differs else differs
+
+
+def _diff_files(tree: WorkTree, env: dict[str, str]) -> set[bytes]:
+    command = ["-c", "core.fsmonitor=false", "diff-files", "--name-only", "-z", "--ignore-submodules=all"]
+    return set(git(command, cwd=tree.path, env=env).split(b"\0")[:-1])
+
+
+def _trusted(tree: WorkTree) -> set[bytes]:
+    """Paths that the user's index knows to be clean, and those that a sparse checkout leaves out."""
+    tagged = git(["ls-files", "-z", "-v"], cwd=tree.path).split(b"\0")[:-1]
+    root = os.fsencode(tree.path)
+    left_out = {
+        line[2:] for line in tagged if line[:1] in b"Ss" and _mode(os.path.join(root, line[2:])) is None
+    }
+    # A lower-case letter: the file is assumed to be unchanged, which nobody has looked at.
+    return ({line[2:] for line in tagged if line[:1] == b"H"} - _diff_files(tree, {})) | left_out
+
+
+def _merge_all(order: Order, trees: Sequence[WorkTree]) -> tuple[Held, ...]:
+    """Let git move ref and files of one tree, after the files of the others, whose HEAD follows the ref."""
+    first, *others = trees
+    moved: list[WorkTree] = []
+    failed: tuple[WorkTree, GitFailed] | None = None
+    for tree in (*others, first):
+        try:
+            _merge(tree, order.new) if tree is first else _move_files(tree, order.old, order.new)
+        except GitFailed as err:
+            failed = tree, err
+            break
+        moved.append(tree)
+    if failed is None:
+        return ()
+    for tree in moved:
+        _move_files(tree, order.new, order.old)
+    _check_ref(order.common_dir, order.target, order.old)
+    return (_refused(*failed),)
+
+
+def _merge(tree: WorkTree, new: CommitId) -> None:
+    # Each of these could be turned round by merge.autoStash or branch.<name>.mergeOptions.
+    against = ["--no-autostash", "--no-squash", "--commit", "--no-stat"]
+    git(["merge", "--ff-only", "--no-overwrite-ignore", "-q", *against, new], cwd=tree.path)
+
+
+def _move_files(tree: WorkTree, old: CommitId, new: CommitId) -> None:
+    """Files and index of a tree from one commit to another, without its HEAD."""
+    git(["read-tree", "-m", "-u", old, new], cwd=tree.path)
+
+
+def _refused(tree: WorkTree, err: GitFailed) -> Held:
+    if os.path.lexists(f"{tree.git_dir}/index.lock"):
+        return Held(tree.path, "another git process holds index.lock")
+    return Held(tree.path, f"git refuses: {_first_line(err)}")
+
+
+def _first_line(err: StoreError) -> str:
+    return printable((err.details or err.brief).partition("\n")[0], one_line=True)

@@ -1,0 +1,194 @@
+"""The queue of one target, computed from refs: what waits, what has landed, what does not land and why.
+
+Nothing of it is stored but notes below refs/overlayrun/queue/: a commit each, so that git keeps and moves
+them. A note on a branch holds for the commit that it was written about and for no later one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from fnmatch import fnmatchcase
+
+from overlayrun.errors import UsageError
+from overlayrun.model import EMPTY_TREE, BranchName, CommitId
+from overlayrun.overview import State, state_of, tip_of
+from overlayrun.reconcile.settings import FILE, Settings
+from overlayrun.store.commits import parse_trailers
+from overlayrun.store.refs import approved_ref, branch_ref, conflict_ref, landed_ref, parked_ref, tip_ref
+from overlayrun.store.repo import Repo
+from overlayrun.store.trees import Entry
+from overlayrun.workspace.catalogue import records
+from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.record import Record
+
+
+class Standing(Enum):
+    """Where a branch stands on its way to the target."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    UNAPPROVED = "not approved"
+    CONFLICT = "conflict"
+    LANDED = "landed"
+    FAILED = "failed"
+    PARKED = "parked"
+    TAKEN_OUT = "taken out"
+    UNCHANGED = "no change"
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """A landing: the commit of the target that brought `source`, a commit of the branch."""
+
+    commit: CommitId
+    source: CommitId
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One branch and one target.
+
+    tip: what the branch stands for. base: from which its own change counts, None where that is the merge
+    base. landing: its last one that the target still has.
+    """
+
+    record: Record
+    target: BranchName
+    tip: CommitId
+    standing: Standing
+    why: str = ""
+    base: CommitId | None = None
+    landing: Landing | None = None
+
+    @property
+    def branch(self) -> BranchName:
+        """The branch's name."""
+        return self.record.branch
+
+    @property
+    def is_own_only(self) -> bool:
+        """Whether it lands without its history, which stands on what the user had not committed."""
+        return self.base is not None
+
+
+def target_tip(repo: Repo, target: BranchName) -> CommitId:
+    """Where the target stands with everything that has landed, delivered or not. Raises UsageError."""
+    tip = repo.ref(tip_ref(target)) or repo.ref(branch_ref(target))
+    if tip is None:
+        raise UsageError(f"there is no branch {target!a} to merge into", hint="name one: --into BRANCH")
+    return tip
+
+
+class Queue:
+    """What there is to say of every branch whose target this is. Reads refs and locks, changes nothing."""
+
+    def __init__(self, layout: Layout, repo: Repo, target: BranchName, settings: Settings) -> None:
+        """Raises UsageError where there is no such target."""
+        self._layout = layout
+        self._repo = repo
+        self._settings = settings
+        self.target = target
+        self.tip = target_tip(repo, target)
+
+    def items(self) -> Iterator[Item]:
+        """Every branch, oldest workspace first: so they land."""
+        for record in records(self._layout):
+            if record.target == self.target and not record.throwaway and self._is_meant(record):
+                yield self.item(record)
+
+    def _is_meant(self, record: Record) -> bool:
+        only = self._settings.only
+        return not only or any(fnmatchcase(record.branch, pattern) for pattern in only)
+
+    def item(self, record: Record) -> Item:
+        """One branch, whatever its own target is."""
+        source = tip_of(self._repo, record)
+        running = state_of(self._layout, record) is State.RUNNING
+        if source is None or source in (record.base, record.dirty):
+            standing = Standing.RUNNING if running else Standing.UNCHANGED
+            return Item(record, self.target, source or self.tip, standing)
+        last = landing_of(self._repo, record, self.target)
+        held = last if last and self._repo.is_ancestor(last.commit, self.tip) else None
+        base = record.dirty
+        if held and not self._repo.is_ancestor(held.source, self.tip):
+            base = held.source
+        item = Item(record, self.target, source, Standing.WAITING, "", base, held)
+        if self._has(item):
+            return replace(item, standing=Standing.LANDED)
+        if running:
+            return replace(item, standing=Standing.RUNNING)
+        if last and not held and last.source == source:
+            why = f"it had landed, and {self.target} does not have it any more"
+            return replace(item, standing=Standing.TAKEN_OUT, why=why)
+        return self._judged(item)
+
+    def _has(self, item: Item) -> bool:
+        """Whether the target has all of the branch."""
+        landed = item.landing is not None and item.landing.source == item.tip
+        return landed or self._repo.is_ancestor(item.tip, self.tip)
+
+    def _judged(self, item: Item) -> Item:
+        """What was noted of it, if that holds for the commit it stands at; else whether it needs approval."""
+        note = parked_note(self._repo, item)
+        if note:
+            return replace(item, standing=note.standing, why=note.why)
+        needed = self._needs(item)
+        if needed:
+            return replace(item, standing=Standing.UNAPPROVED, why=needed)
+        return self._conflicting(item)
+
+    def _conflicting(self, item: Item) -> Item:
+        at = self._repo.ref(conflict_ref(item.record.id, item.target))
+        found = self._repo.commit(at) if at else None
+        if found and found.parents == (self.tip, item.tip):
+            return replace(item, standing=Standing.CONFLICT, why=found.subject)
+        return item
+
+    def _needs(self, item: Item) -> str | None:
+        """Why the user has to approve it first; None where he has, or need not."""
+        if self._repo.ref(approved_ref(item.record.id)) == item.tip:
+            return None
+        if self._settings.require_approval:
+            return f"overlayrun approve {item.branch}"
+        return f"it changes {FILE}: overlayrun approve {item.branch}" if self._changes_rules(item) else None
+
+    def _changes_rules(self, item: Item) -> bool:
+        """Whether it changes the file that says what is checked: that is for the user to decide."""
+        start = item.base or item.record.base
+        return self._rules_of(start) != self._rules_of(item.tip)
+
+    def _rules_of(self, commit: CommitId | None) -> Entry | None:
+        tree = self._repo.tree_of(commit)
+        return None if tree == EMPTY_TREE else self._repo.read_tree(bytes.fromhex(tree)).get(FILE.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Why a branch does not land as it is. log: path of the output of what refused it."""
+
+    standing: Standing
+    why: str
+    log: str | None
+
+
+def parked_note(repo: Repo, item: Item) -> Note | None:
+    """What was noted of the commit that the branch stands at now."""
+    at = repo.ref(parked_ref(item.record.id, item.target))
+    if at is None:
+        return None
+    found = repo.commit(at)
+    trailers = parse_trailers(found.message)
+    if found.parents[:1] != (item.tip,):
+        return None
+    return Note(Standing(trailers.get("Standing", "parked")), found.subject, trailers.get("Log"))
+
+
+def landing_of(repo: Repo, record: Record, target: BranchName) -> Landing | None:
+    """The last landing of a branch on a target, whether the target still has it or not."""
+    at = repo.ref(landed_ref(record.id, target))
+    if at is None:
+        return None
+    commit, source = repo.commit(at).parents
+    return Landing(commit, source)

@@ -1,0 +1,311 @@
+"""The reconciler: every branch that is ready goes to its target, checked; conflicts are handed on.
+
+All state is in refs: this process may be killed at any moment, and another one may work on the same target
+at the same time. A lost compare-and-swap means looking again, and is nobody's error.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, NoReturn, Self
+
+from overlayrun.errors import RefMoved
+from overlayrun.model import BranchName, CommitId
+from overlayrun.reconcile.board import Board
+from overlayrun.reconcile.candidates import Builder, Candidate, Chain, Clash, Proposal, propose
+from overlayrun.reconcile.checks import Answer, Checks, tail
+from overlayrun.reconcile.conflict import Case, write_conflict
+from overlayrun.reconcile.events import Event, EventKind
+from overlayrun.reconcile.gate import Gate
+from overlayrun.reconcile.handoff import Handoff, Resolved
+from overlayrun.reconcile.land import Delivery, Ledger
+from overlayrun.reconcile.queue import Item, Note, Queue, Standing
+from overlayrun.reconcile.resolutions import remember
+from overlayrun.reconcile.settings import Settings
+from overlayrun.recover import recover_all
+from overlayrun.store.location import Repository
+from overlayrun.store.merger import MergeEngine
+from overlayrun.store.refs import branch_ref
+from overlayrun.store.repo import Repo
+from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.record import Record
+
+_TICK: Final = 1.0  # seconds between two looks at the world
+_PAUSE: Final = 0.05  # seconds until we look again after somebody else moved a ref
+_BEGINS: Final = (EventKind.CHECKING, EventKind.RESOLVING)
+_ATTEMPTS: Final = 200
+_HELD_AGAIN: Final = 5.0  # seconds until a held delivery is tried again
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a reconciliation came to. delivery: None where nothing landed and nothing waited."""
+
+    landed: list[Candidate] = field(default_factory=list)
+    held: list[Item] = field(default_factory=list)
+    failed: list[tuple[Item, Note]] = field(default_factory=list)
+    clashes: list[Clash] = field(default_factory=list)
+    delivery: Delivery | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything landed and was delivered."""
+        waits = self.delivery is not None and self.delivery.waiting > 0
+        return not (self.failed or self.clashes or waits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hand:
+    """A conflict that somebody works on."""
+
+    clash: Clash
+    handoff: Handoff
+
+
+class Reconciler:
+    """Brings branches to one target. A context manager that leaves no resolver behind."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        layout: Layout,
+        target: BranchName,
+        settings: Settings,
+        show: Callable[[Event], None],
+    ) -> None:
+        self._repository = repository
+        self._layout = layout
+        self._settings = settings
+        self._tell = show
+        self._board = Board(layout, target)
+        self._repo = Repo(repository.common_dir)
+        self._ledger = Ledger(layout, self._repo, target)
+        self._hands: dict[str, _Hand] = {}
+        self._proposals: dict[str, Proposal] = {}
+        self._resolved: dict[str, Clash] = {}
+        self._tried_twice: set[str] = set()
+        self.target = target
+        self.outcome = Outcome()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hand in self._hands.values():
+            hand.handoff.end()
+        self._board.close()
+
+    def _show(self, event: Event) -> None:
+        """Tell of it, and keep the board right."""
+        if event.branch and event.kind in _BEGINS:
+            self._board.begin(event.branch, event.kind.value)
+        elif event.branch:
+            self._board.end(event.branch)
+        self._tell(event)
+
+    def reconcile(self) -> Outcome:
+        """Bring everything home that is ready, until nothing more lands."""
+        return self._until_done(self._ready, fast_forward=False)
+
+    def merge(self, wanted: Sequence[Record]) -> Outcome:
+        """Bring these branches home, in this order, whatever was noted of them."""
+        for item in self._named(wanted):
+            self._ledger.unpark(item)
+        return self._until_done(lambda: self._open(self._named(wanted)), fast_forward=True)
+
+    def watch(self) -> NoReturn:
+        """Go on for ever: bring home what becomes ready, and what was held once it can be delivered."""
+        seen: object = None
+        while True:
+            recover_all(self._repository, self._layout, lambda _: None)
+            now = self._picture()
+            if now != seen or self._hands:
+                self.outcome = Outcome(delivery=self.outcome.delivery)
+                self._until_done(self._ready, fast_forward=False)
+                now = self._picture()
+            seen = now
+            time.sleep(_TICK)
+            self._show(Event(EventKind.TICK, None, ""))
+
+    def _picture(self) -> object:
+        """What a new look could find otherwise: the target, every branch, and whether files are still in the way."""
+        queue = self._queue()
+        items = [(item.record.id, item.tip, item.standing) for item in queue.items()]
+        main = self._repo.ref(branch_ref(self.target))
+        held = self.outcome.delivery is not None and self.outcome.delivery.waiting
+        return queue.tip, main, items, held and time.monotonic() // _HELD_AGAIN
+
+    def foresee(self, wanted: Sequence[Record]) -> Chain:
+        """What `merge` would do; nothing is moved."""
+        queue = self._queue()
+        items = [queue.item(record) for record in wanted]
+        with MergeEngine(self._repo.git_dir, queue.tip) as engine:
+            return self._builder(engine, fast_forward=True).chain(queue.tip, self._open(items))
+
+    def _queue(self) -> Queue:
+        return Queue(self._layout, self._repo, self.target, self._settings)
+
+    def _ready(self) -> list[Item]:
+        return [item for item in self._queue().items() if item.standing is Standing.WAITING]
+
+    def _named(self, wanted: Sequence[Record]) -> list[Item]:
+        queue = self._queue()
+        return [queue.item(record) for record in wanted]
+
+    def _open(self, items: Sequence[Item]) -> list[Item]:
+        """Those that are not home yet, and were not given up in this reconciliation."""
+        done = {item.record.id for item, _ in self.outcome.failed} | self._hands.keys()
+        done |= {clash.item.record.id for clash in self.outcome.clashes}
+        home = (Standing.LANDED, Standing.UNCHANGED)
+        return [item for item in items if item.standing not in home and item.record.id not in done]
+
+    def _until_done(self, items: Callable[[], list[Item]], *, fast_forward: bool) -> Outcome:
+        lost = 0
+        while True:
+            try:
+                self._tell_delivery(self._ledger.settle())
+                wanted = self._open(items())
+                if wanted:
+                    self._pass(wanted, fast_forward=fast_forward)
+                elif not self._hands:
+                    return self.outcome
+                self._collect(0 if wanted else _TICK)
+            except RefMoved:
+                lost += 1
+                if lost == _ATTEMPTS:
+                    raise
+                time.sleep(_PAUSE)
+
+    def _builder(self, engine: MergeEngine, *, fast_forward: bool) -> Builder:
+        return Builder(self._repo, engine, self._settings.mode, self._proposals, fast_forward=fast_forward)
+
+    def _pass(self, items: Sequence[Item], *, fast_forward: bool) -> None:
+        """Land what can be landed now. A pass in which all conflict hands them on."""
+        tip = self._queue().tip
+        with MergeEngine(self._repo.git_dir, tip) as engine:
+            builder = self._builder(engine, fast_forward=fast_forward)
+            chain = builder.chain(tip, items)
+            if chain.held:
+                self._ledger.note_held(chain.held)
+                self.outcome.held += chain.held
+            if not chain.candidates:
+                self._hand_on(chain.clashes)
+            elif self._settings.check is None:
+                self._land(tip, chain.candidates, None)
+            else:
+                self._gate(builder, chain)
+
+    def _gate(self, builder: Builder, chain: Chain) -> None:
+        assert self._settings.check is not None
+        checks = Checks(self._layout, self._repository.root, self._settings.check, self._settings.timeout)
+        gate = Gate(checks, builder, self._land, self._show)
+        gated = gate.through(chain, self._settings.slots, each=self._settings.check_each)
+        for item, answer in gated.failed:
+            self._give_back(item, answer)
+
+    def _give_back(self, item: Item, answer: Answer) -> None:
+        clash = self._resolved.get(item.record.id)
+        if clash and item.record.id not in self._tried_twice and self._settings.resolve:
+            self._tried_twice.add(item.record.id)
+            del self._proposals[item.record.id]
+            self._start(clash, tail(answer.log))
+            return
+        note = Note(Standing.FAILED, f"{answer.why}, twice", answer.log)
+        self._ledger.park(item, note)
+        self.outcome.failed.append((item, note))
+        text = f"{item.branch} goes back: {note.why}: overlayrun log --checks {item.branch}"
+        self._show(Event(EventKind.FAILED, item.branch, text, {"why": note.why, "log": note.log}))
+
+    def _land(self, base: CommitId, candidates: Sequence[Candidate], seconds: float | None) -> None:
+        delivery = self._ledger.land(base, candidates)
+        for one in candidates:
+            self.outcome.landed.append(one)
+            self._show(_landed(one, seconds, is_delivered=delivery.waiting == 0))
+            clash = self._resolved.pop(one.item.record.id, None)
+            if clash:
+                remember(self._repo, clash.merged, self._proposals.pop(one.item.record.id).tree)
+        self._tell_delivery(delivery)
+
+    def _tell_delivery(self, delivery: Delivery | None) -> None:
+        if delivery is None:
+            return
+        before, self.outcome.delivery = self.outcome.delivery, delivery
+        if delivery.held and before != delivery:
+            self._show(_held(delivery))
+
+    def _hand_on(self, clashes: Sequence[Clash]) -> None:
+        """Conflicts with what the target is now: noted, and resolved by others if anybody does."""
+        for clash in clashes:
+            self._ledger.note_conflict(clash.item, write_conflict(self._repo, self._case(clash, None)))
+            count = len(clash.conflicts)
+            text = f"{clash.item.branch} conflicts with {self.target} in {count} file{'s' * (count != 1)}"
+            self._show(Event(EventKind.CONFLICT, clash.item.branch, text))
+            self._start(clash, None)
+
+    def _case(self, clash: Clash, log: str | None) -> Case:
+        item = clash.item
+        base = clash.base or self._repo.merge_base(clash.onto, item.tip)
+        return Case(item.record, self.target, clash.onto, item.tip, base, clash.merged, log)
+
+    def _start(self, clash: Clash, log: str | None) -> None:
+        item = clash.item
+        if self._settings.resolve:
+            text = f"{item.branch}: handed to {self._settings.resolve}"
+            self._show(Event(EventKind.RESOLVING, item.branch, text))
+        case = self._case(clash, log)
+        handoff = Handoff(self._repository, self._layout, case, self._settings)
+        self._hands[item.record.id] = _Hand(clash, handoff)
+
+    def _collect(self, seconds: float) -> None:
+        """Wait for resolvers, and take what they propose; at once if one has ended."""
+        waiting = select.poll()
+        for hand in self._hands.values():
+            waiting.register(hand.handoff.fd, select.POLLIN)
+        ended = {fd for fd, _ in waiting.poll(seconds * 1000)}
+        for workspace, hand in list(self._hands.items()):
+            if hand.handoff.fd in ended:
+                del self._hands[workspace]
+                self._take(hand.clash, hand.handoff.result())
+        self._show(Event(EventKind.TICK, None, ""))
+
+    def _take(self, clash: Clash, resolution: Resolved) -> None:
+        item = clash.item
+        if resolution.tree is None:
+            self._give_up(clash, resolution)
+            return
+        self._proposals[item.record.id] = propose(self._repo, clash, resolution.tree)
+        self._resolved[item.record.id] = clash
+        self._show(Event(EventKind.RESOLVED, item.branch, f"{item.branch}: {resolution.how}"))
+
+    def _give_up(self, clash: Clash, resolution: Resolved) -> None:
+        self.outcome.clashes.append(clash)
+        if resolution.refused is None:  # there is nobody to resolve it
+            return
+        item = clash.item
+        kept = f"; kept in {resolution.workspace}" if resolution.workspace else ""
+        note = Note(Standing.PARKED, f"{resolution.refused}{kept}", resolution.log)
+        self._ledger.park(item, note)
+        text = f"{item.branch} is parked: {note.why}"
+        self._show(Event(EventKind.PARKED, item.branch, text, {"why": note.why, "log": note.log}))
+
+
+def _landed(one: Candidate, seconds: float | None, *, is_delivered: bool) -> Event:
+    files = f"{one.files} file{'s' * (one.files != 1)}"
+    checked = "" if seconds is None else f", checked in {seconds:.1f} s"
+    where = f"{one.item.target} is at {one.commit[:10]}" if is_delivered else f"as {one.commit[:10]}"
+    text = f"branch {one.item.branch} is merged: {where} ({files}{checked})"
+    data = {"commit": one.commit, "files": one.files, "seconds": seconds}
+    return Event(EventKind.LANDED, one.item.branch, text, data)
+
+
+def _held(delivery: Delivery) -> Event:
+    why = "; ".join(held.why for held in delivery.held)
+    count = f"{delivery.waiting} landed commit{'s wait' if delivery.waiting != 1 else ' waits'}"
+    text = f"{count}: {why}; clear the way, then: overlayrun reconcile"
+    return Event(EventKind.HELD, None, text, {"waiting": delivery.waiting, "why": why})

@@ -1,0 +1,129 @@
+"""What the reconciler was told: flags, over git configuration, over the repository's overlayrun.toml.
+
+A command from the repository's file was written by whoever wrote the repository; like any other it runs in
+the sandbox and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import Any, Final
+
+from overlayrun.errors import UsageError
+from overlayrun.store.git import git
+from overlayrun.values import seconds, switch
+
+FILE: Final = "overlayrun.toml"
+TABLE: Final = "reconcile"
+_SECTION: Final = f"overlayrun.{TABLE}."
+
+
+class LandingMode(Enum):
+    """What a landing looks like in the target's history."""
+
+    MERGE = "merge"
+    SQUASH = "squash"
+    REBASE = "rebase"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to reconcile. Spans in seconds.
+
+    check: command that must exit 0 on every tree that lands. slots: checks at the same time. resolve: command
+    that resolves conflicts. only: patterns of branch names, as fnmatch(3).
+    """
+
+    check: str | None = None
+    check_each: bool = False
+    slots: int = 2
+    timeout: float = 1200.0
+    resolve: str | None = None
+    resolve_timeout: float = 1200.0
+    require_approval: bool = False
+    only: tuple[str, ...] = ()
+    mode: LandingMode = LandingMode.MERGE
+
+    def merged(self, given: Mapping[str, Any]) -> Settings:
+        """The same with what was given (by field name; None and () stand for not given)."""
+        return replace(self, **{name: value for name, value in given.items() if value not in (None, ())})
+
+
+def read_settings(root: str) -> Settings:
+    """Settings of the repository whose working tree is `root`. Raises UsageError for what can't be meant."""
+    return Settings().merged(dict(_from_file(root))).merged(dict(_from_git(root)))
+
+
+def _count(text: str) -> int:
+    if not int(text) > 0:
+        raise ValueError(text)
+    return int(text)
+
+
+_READERS: Final[Mapping[str, Callable[[str], Any]]] = {
+    "check": str,
+    "check_each": switch,
+    "slots": _count,
+    "timeout": seconds,
+    "resolve": str,
+    "resolve_timeout": seconds,
+    "require_approval": switch,
+    "only": str,
+    "mode": LandingMode,
+}
+KEYS: Final = tuple(field.name.replace("_", "-") for field in fields(Settings))
+
+
+def parse_value(key: str, text: str, where: str) -> Any:
+    """The value of a key (with dashes). Raises UsageError; where: names the place for the message."""
+    reader = _READERS.get(key.replace("-", "_"))
+    if reader is None:
+        raise UsageError(f"{where} has no key {key!a}", hint=f"keys: {' '.join(KEYS)}")
+    try:
+        return reader(text)
+    except ValueError as err:
+        raise UsageError(
+            f"{where}: {key} can't be {text!a}", hint="spans are like 90s, 20m; switches true or false"
+        ) from err
+
+
+def _from_file(root: str) -> Iterator[tuple[str, Any]]:
+    path = os.path.join(root, FILE)
+    try:
+        with open(path, "rb") as file:
+            data = tomllib.load(file)
+    except FileNotFoundError:
+        return
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as err:
+        raise UsageError(f"{path} can't be read: {err}", hint=f"mend it, or move it away: {path}") from err
+    table = data.get(TABLE, {})
+    unknown = [key for key in data if key != TABLE]
+    if unknown or not isinstance(table, dict):
+        raise UsageError(f"{path}: {(unknown or [TABLE])[0]!a} is no table of ours", hint=f"it has [{TABLE}]")
+    for key, value in table.items():
+        yield key.replace("-", "_"), _from_toml(key, value, path)
+
+
+def _from_toml(key: str, value: Any, path: str) -> Any:
+    if key == "only":
+        patterns = value if isinstance(value, list) else [value]
+        return tuple(str(pattern) for pattern in patterns)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return parse_value(key, text, path)
+
+
+def _from_git(root: str) -> Iterator[tuple[str, Any]]:
+    listed = git(["config", "-z", "--get-regexp", rf"^overlayrun\.{TABLE}\."], cwd=root, check=False)
+    patterns: list[str] = []
+    for item in os.fsdecode(listed).split("\0")[:-1]:
+        name, _, text = item.partition("\n")
+        key = name.removeprefix(_SECTION)
+        value = parse_value(key, text, "git config overlayrun.reconcile")
+        if key == "only":
+            patterns.append(value)
+            value = tuple(patterns)
+        yield key.replace("-", "_"), value

@@ -10,8 +10,10 @@ from typing import Final
 
 from overlayrun.errors import WorkspaceBusy
 from overlayrun.files import disk_usage, remove_tree
+from overlayrun.overview import target_tip
 from overlayrun.removal import drop
-from overlayrun.store.refs import branch_ref, is_ancestor
+from overlayrun.store.landings import has_landed
+from overlayrun.store.refs import branch_ref
 from overlayrun.store.repo import Repo
 from overlayrun.workspace.catalogue import records
 from overlayrun.workspace.layout import Layout
@@ -110,18 +112,19 @@ def _layers(layout: Layout, known: list[Record]) -> Iterator[tuple[float, Garbag
 def _landed(layout: Layout, known: list[Record]) -> Iterator[tuple[float, Garbage]]:
     for record in known:
         place = layout.workspace(record.id)
-        if record.is_open or is_locked(place.lock) or not has_landed(record):
+        if record.is_open or is_locked(place.lock) or not _is_home(record):
             continue
         used = record.last_run.ended if record.last_run and record.last_run.ended else record.created
         yield used, Garbage(place.root, disk_usage(place.root), f"branch {record.branch} has landed", record)
 
 
-def has_landed(record: Record) -> bool:
+def _is_home(record: Record) -> bool:
     """Whether all of the branch is in its target: computed from the commits."""
     repo = Repo(record.common_dir)
-    tip = repo.ref(branch_ref(record.branch))
-    target = repo.ref(f"refs/heads/{record.target}") if record.target else None
-    return tip is not None and target is not None and is_ancestor(record.common_dir, tip, target)
+    tip, target = repo.ref(branch_ref(record.branch)), target_tip(repo, record)
+    if tip is None or target is None or record.target is None:
+        return False
+    return has_landed(repo, record.id, tip, record.target, target)
 
 
 def collect(layout: Layout, items: list[Garbage]) -> int:

@@ -14,8 +14,8 @@ from overlayrun.files import disk_usage
 from overlayrun.model import BranchName, CommitId
 from overlayrun.snapshot import LeftOut, LeftOutReason, preview
 from overlayrun.store.git import git
-from overlayrun.store.merger import merge_once
-from overlayrun.store.refs import branch_ref
+from overlayrun.store.landings import has_landed
+from overlayrun.store.refs import branch_ref, tip_ref
 from overlayrun.store.repo import DiffStat, Repo, SnapshotInfo
 from overlayrun.workspace.catalogue import records
 from overlayrun.workspace.layout import Layout
@@ -36,10 +36,10 @@ class State(Enum):
 class Overview:
     """One workspace.
 
-    latest: its newest snapshot. change: of that snapshot against the start. ahead: commits of the branch
-    that its target does not have; None where branch or target does not exist. landed: there are commits,
-    and the target has them all. size: bytes on the disk that belong to this workspace alone.
-    fault: why its state is BROKEN.
+    latest: its newest snapshot. change: of that snapshot against the start. tip: what the branch stands for;
+    target_tip: what its target does. ahead: commits of the branch that the target does not have; None where
+    either does not exist. landed: there are commits, and the target has them all. size: bytes on the disk
+    that belong to this workspace alone. fault: why its state is BROKEN.
     """
 
     record: Record
@@ -51,6 +51,8 @@ class Overview:
     landed: bool
     size: int
     fault: str | None = None
+    tip: CommitId | None = None
+    target_tip: CommitId | None = None
 
     @property
     def snapshots(self) -> int:
@@ -72,7 +74,8 @@ def overview(layout: Layout, repo: Repo, record: Record) -> Overview:
         latest = next(repo.snapshots(record.id), None)
         start = repo.tree_of(record.dirty or record.base)
         change = repo.diff_stat(start, latest.tree) if latest else DiffStat(0, 0, 0)
-        ahead, landed = _standing(repo, record)
+        tip, target = tip_of(repo, record), target_tip(repo, record)
+        ahead, landed = _standing(repo, record, tip, target)
     except StoreError as err:
         return Overview(
             record,
@@ -85,7 +88,18 @@ def overview(layout: Layout, repo: Repo, record: Record) -> Overview:
             size=disk_usage(place),
             fault=err.brief,
         )
-    return Overview(record, place, state_of(layout, record), latest, change, ahead, landed, disk_usage(place))
+    return Overview(
+        record,
+        place,
+        state_of(layout, record),
+        latest,
+        change,
+        ahead,
+        landed,
+        disk_usage(place),
+        tip=tip,
+        target_tip=target,
+    )
 
 
 def state_of(layout: Layout, record: Record) -> State:
@@ -104,31 +118,27 @@ def tip_of(repo: Repo, record: Record) -> CommitId | None:
     return latest.tip if latest else None
 
 
-def _standing(repo: Repo, record: Record) -> tuple[int | None, bool]:
+def target_tip(repo: Repo, record: Record) -> CommitId | None:
+    """Where the workspace's target stands, with what has landed and is not delivered yet."""
+    if record.target is None:
+        return None
+    return repo.ref(tip_ref(record.target)) or repo.ref(branch_ref(record.target))
+
+
+def _standing(
+    repo: Repo, record: Record, tip: CommitId | None, target: CommitId | None
+) -> tuple[int | None, bool]:
     """Commits ahead of the target, and whether the work has landed there."""
-    tip = tip_of(repo, record)
-    target = repo.ref(branch_ref(record.target)) if record.target else None
-    if tip is None or target is None:
+    if tip is None or target is None or record.target is None:
         return None, False
-    ahead = _count(repo, [tip, f"^{target}"])
     if tip == record.base:
         return 0, False
-    return ahead, ahead == 0 or _holds_change(repo, record, target, tip)
+    ahead = _count(repo, [tip, f"^{target}"])
+    return ahead, has_landed(repo, record.id, tip, record.target, target)
 
 
 def _count(repo: Repo, words: list[str]) -> int:
     return int(git(["rev-list", "--count", *words, "--"], git_dir=repo.git_dir))
-
-
-def _holds_change(repo: Repo, record: Record, target: CommitId, tip: CommitId) -> bool:
-    """Whether the target has the change of a branch that began with uncommitted changes.
-
-    Such a branch lands without its own commits, which stand on what the user had not committed.
-    """
-    if record.dirty is None:
-        return False
-    merged = merge_once(repo.git_dir, target, tip, record.dirty)
-    return merged.is_clean and merged.tree == repo.tree_of(target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +173,10 @@ def left_out(layout: Layout, record: Record) -> tuple[LeftOut, ...]:
 
 def _lone_commits(repo: Repo, record: Record, *, keep_branch: bool) -> Iterator[str]:
     latest = next(repo.snapshots(record.id), None)
-    target = repo.ref(branch_ref(record.target)) if record.target else None
+    target = target_tip(repo, record)
     tips = {tip for tip in (repo.ref(branch_ref(record.branch)), latest.tip if latest else None) if tip}
     for tip in tips - {record.base}:
-        if target and _holds_change(repo, record, target, tip):
+        if target and record.target and has_landed(repo, record.id, tip, record.target, target):
             continue
         others = ["--branches", "--remotes", "--tags"]
         own = [] if keep_branch else [f"--exclude={record.branch}"]

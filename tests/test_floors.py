@@ -33,7 +33,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
         (
             *("store.git", "store.settings", "store.location", "store.refs", "store.commits", "store.trees"),
             *("store.repo", "store.hashes", "store.pack", "store.importer", "store.lfs", "store.convert"),
-            *("store.ignore", "store.rule_tree", "store.merger"),
+            *("store.ignore", "store.rule_tree", "store.merger", "store.landings"),
         ),
     ),
     (("workspace.layout", "workspace.record", "workspace.lock", "workspace.catalogue", "workspace.names"),),
@@ -52,8 +52,8 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
     ),
     (
         (
-            *("removal", "prepare", "capture", "report", "restore", "recover", "durable", "bring", "collect"),
-            *("revision", "overview", "supervisor", "finish", "run", "sync"),
+            *("removal", "prepare", "capture", "report", "restore", "recover", "durable", "bring"),
+            *("revision", "overview", "collect", "supervisor", "finish", "run", "sync"),
         ),
     ),
     (

@@ -16,19 +16,23 @@ from overlayrun.cli.telling import tell
 from overlayrun.cli.words import json_option
 from overlayrun.errors import OverlayrunError
 from overlayrun.overview import Overview, State, overviews
+from overlayrun.reconcile.forecast import Known, refresh_in_background
 from overlayrun.report import printable
 from overlayrun.store.repo import Repo
 from overlayrun.workspace.catalogue import broken, records, repositories
 from overlayrun.workspace.layout import Layout
 
-_HEADS = ("BRANCH", "STATE", "FILES", "LINES", "AHEAD", "SNAPSHOTS", "DISK", "USED", "COMMAND")
+_HEADS = ("BRANCH", "STATE", "FILES", "LINES", "AHEAD", "CONFLICTS", "SNAPSHOTS", "DISK", "USED", "COMMAND")
 
 
 @click.command("ls", short_help="List the branches with a workspace.")
 @click.option("--all", "everywhere", is_flag=True, help="Of every repository of yours that has any.")
 @json_option
 def ls_command(*, everywhere: bool, as_json: bool) -> None:
-    """List the branches that have a workspace: state, size of the change, snapshots, bytes on disk."""
+    """List the branches that have a workspace: state, size of the change, snapshots, bytes on disk.
+
+    Conflicts are as of the last look, paths with the target and other branches: overlayrun conflicts.
+    """
     places = list(_everywhere() if everywhere else _here())
     if as_json:
         say_json(_shape(places))
@@ -40,7 +44,9 @@ def ls_command(*, everywhere: bool, as_json: bool) -> None:
         if items and everywhere:
             say(coloured(printable(items[0].record.root), "cyan"))
         if items:
-            say_table(_HEADS, [_row(item) for item in items])
+            foreseen = _foreseen(layout, items)
+            say_table(_HEADS, [_row(item, foreseen[item.record.id]) for item in items])
+            _look_again(layout, items)
         for path in broken(layout):
             tell(f"broken: {printable(path)}: see: overlayrun doctor")
 
@@ -69,7 +75,28 @@ def _shape(places: list[tuple[Layout, Repo]]) -> dict[str, Any]:
     }
 
 
-def _row(item: Overview) -> list[str]:
+def _foreseen(layout: Layout, items: list[Overview]) -> dict[str, str]:
+    """What is known of conflicts, by workspace."""
+    known = Known(layout)
+    open_tips = {item.record.id: item.tip for item in items if item.tip and not item.landed}
+    found = {}
+    for item in items:
+        source = open_tips.get(item.record.id)
+        paths = known.paths(item.target_tip, source)
+        others = known.others(source, (tip for tip in open_tips.values() if tip != source))
+        parts = [str(paths)] * bool(paths) + [f"{others} branch{'es' * (others != 1)}"] * bool(others)
+        found[item.record.id] = ", ".join(parts) or ("-" if paths is None else "0")
+    return found
+
+
+def _look_again(layout: Layout, items: list[Overview]) -> None:
+    """While the user reads."""
+    targets = {item.record.target for item in items if item.record.target and item.target_tip}
+    if targets and not all(item.landed for item in items):
+        refresh_in_background(layout, items[0].record.common_dir, targets)
+
+
+def _row(item: Overview, conflicts: str) -> list[str]:
     run = item.record.last_run
     used = (run.ended or run.started) if run else item.record.created
     return [
@@ -78,6 +105,7 @@ def _row(item: Overview) -> list[str]:
         str(item.change.files),
         f"+{item.change.insertions} -{item.change.deletions}",
         "-" if item.ahead is None else str(item.ahead),
+        conflicts,
         str(item.snapshots),
         size_text(item.size),
         ago(used),

@@ -53,6 +53,7 @@ MODULES: Final[dict[str, str]] = {
     "approve": "queue",
     "unapprove": "queue",
     "conflicts": "conflicts",
+    "sync": "sync",
     "rm": "rm",
     "gc": "gc",
     "doctor": "doctor",

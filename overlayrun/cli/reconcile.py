@@ -23,7 +23,7 @@ from overlayrun.reconcile.candidates import Candidate, Chain, Clash
 from overlayrun.reconcile.events import Event, EventKind
 from overlayrun.reconcile.queue import Item, Queue, Standing
 from overlayrun.reconcile.reconciler import Outcome, Reconciler
-from overlayrun.reconcile.settings import LandingMode, Settings, parse_value, read_settings
+from overlayrun.reconcile.settings import KEYS, LandingMode, Settings, parse_value, read_settings
 from overlayrun.report import printable
 from overlayrun.store.refs import parse_branch_name
 from overlayrun.workspace.catalogue import find
@@ -33,23 +33,22 @@ from overlayrun.workspace.record import Record
 _SILENT: Final = (EventKind.TICK, EventKind.CHECKED, EventKind.CONFLICT)
 
 
-def _value(key: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+def _option(key: str) -> Decorated:
+    """A setting of the reconciler as an option."""
+    known = KEYS[key]
+    if known.metavar is None:
+        return click.option(f"--{key}", is_flag=True, default=None, help=known.help)
+
     def convert(_: click.Context, parameter: click.Parameter, text: str | None) -> Any:
         return None if text is None else parse_value(key, text, str(parameter.opts[0]))
 
-    return convert
+    return click.option(f"--{key}", metavar=known.metavar, callback=convert, help=known.help)
 
 
+_SHARED: Final = ("check", "check-each", "slots", "timeout", "resolve", "resolve-timeout")
 _OPTIONS: Final[tuple[Decorated, ...]] = (
     click.option("--into", metavar="BRANCH", type=BRANCH, help="Into this branch instead of its target."),
-    click.option("--check", metavar="COMMAND", help="Land only what this command passes, in the sandbox."),
-    click.option("--check-each", is_flag=True, default=None, help="Check every branch, not runs of them."),
-    click.option("--slots", metavar="N", callback=_value("slots"), help="Checks at the same time."),
-    click.option("--timeout", metavar="SPAN", callback=_value("timeout"), help="End a check after this."),
-    click.option("--resolve", metavar="COMMAND", help="Hand conflicts to this command, in a workspace."),
-    click.option(
-        "--resolve-timeout", metavar="SPAN", callback=_value("resolve-timeout"), help="End it after this."
-    ),
+    *map(_option, _SHARED),
     click.option("--squash", "mode", flag_value="squash", help="One commit a branch, without its history."),
     click.option("--rebase", "mode", flag_value="rebase", help="The branch's commits again, on the target."),
 )
@@ -101,7 +100,7 @@ def merge_command(
 
 @click.command("reconcile", short_help="Merge every branch that is ready.")
 @landing_options
-@click.option("--only", multiple=True, metavar="PATTERN", help="Branches like this alone, as 'overlay/*'.")
+@click.option("--only", multiple=True, metavar=KEYS["only"].metavar, help=KEYS["only"].help)
 @click.option("--watch", is_flag=True, help="Go on, and take branches as they become ready.")
 @json_option
 def reconcile_command(*, into: str | None, watch: bool, as_json: bool, **given: Any) -> int:

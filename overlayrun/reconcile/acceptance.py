@@ -3,7 +3,8 @@
 A proposal is taken when all of this holds:
 
 - each conflicted path was decided: changed against the automatic merge, or declared as right as it lies;
-- nothing else changed but declared paths, and a declared change takes back no change of either side;
+- nothing else changed but declared paths, and a declared change takes back no change of either side (what
+  one of them changed may move to another declared path);
 - no conflict marker is left that the three versions lacked;
 - every line of the automatic merge outside its marker blocks is still there, in order (more may come in);
 - where there are no blocks (binary files, deletions, renames) the result is one side's version, or its
@@ -28,13 +29,15 @@ from overlayrun.store.commits import printable
 from overlayrun.store.merger import Conflict, Merged
 from overlayrun.store.trees import EXECUTABLE, FILE, Entry
 
-# git's own lines of a block: the label after the arrows is the id of what was merged.
-_OPENING: Final = re.compile(rb"(<+) [0-9a-f]{40}(?=[:\r]|$)")
+# Where a block of git's begins or ends: the label after the arrows is the id of what was merged.
+_EDGE: Final = re.compile(rb"(<+|>+) [0-9a-f]{40}(?=[:\r]|$)")
 _AFTER: Final = (b" ", b"\r", b"")
 # What may be a marker in any file; seven of `=` alone, for longer rows underline headings.
 _MARKER: Final = re.compile(rb"(?:<{7,}|\|{7,}|>{7,})(?: .*)?|={7}")
 # Kinds of conflict whose message names several paths that belong together.
 _TIES: Final = re.compile(r"CONFLICT \((?:rename|file|directory|distinct|implicit)")
+# What git appends to the name of a file that it had to put elsewhere.
+_SET_ASIDE: Final = re.compile(rb"~[0-9a-f]{40}(?:_\d+)?$")
 _OURS: Final = 2
 _THEIRS: Final = 3
 
@@ -95,14 +98,16 @@ def read_blocks(data: bytes) -> Marked | None:
     markers: set[bytes] = set()
     size = 0
     for line in lines_of(data):
-        opening = _OPENING.match(line)
+        edge = _EDGE.match(line)
         if size:
-            is_marker = line[:size] in (b"=" * size, b"|" * size, b">" * size) and line[size:][:1] in _AFTER
-            markers |= {line} if is_marker else set()
-            size = 0 if is_marker and line[:1] == b">" else size
-        elif opening:
-            size = len(opening[1])
+            if line[size:][:1] in _AFTER and line[:size] in (b"=" * size, b"|" * size):
+                markers.add(line)
+            elif edge and edge[1] == b">" * size:
+                markers.add(line)
+                size = 0
+        elif edge and edge[1][:1] == b"<":
             markers.add(line)
+            size = len(edge[1])
         else:
             outside.append(line)
     return Marked(outside, frozenset(markers)) if markers and not size else None
@@ -122,10 +127,16 @@ class _Court:
         self.merged = merged
         self.sides = sides
         self.proposal = proposal
-        # One without a stage is only named by a message: its file was merged, perhaps under another name.
-        self.conflicted = {conflict.path: conflict for conflict in merged.conflicts if conflict.stages}
+        # One without a stage is about the name alone; where there is a file, that was merged.
+        self.conflicted = {
+            conflict.path: conflict
+            for conflict in merged.conflicts
+            if conflict.stages or entry_at(objects, merged.tree, conflict.path) is None
+        }
         changes = changed_paths(objects, merged.tree, proposal.tree)
         self.changes = {change.path: change for change in changes}
+        self.groups = list(self._groups())
+        self.tied = {conflict.path: group for group in self.groups for conflict in group}
 
     def faults(self) -> Iterator[str]:
         if not self.changes and not any(map(self.proposal.declares, self.conflicted)):
@@ -134,7 +145,7 @@ class _Court:
             chain(
                 (self._elsewhere(change) for change in self.changes.values()),
                 (self._conflict(conflict) for conflict in self.conflicted.values()),
-                (self._group(group) for group in self._groups()),
+                (self._group(group) for group in self.groups),
             )
         )
 
@@ -145,9 +156,7 @@ class _Court:
         name = shown(change.path)
         if not self.proposal.declares(change.path):
             yield f"it changed {name}, which is neither in conflict nor declared"
-        base, *both = (entry_at(self.objects, tree, change.path) for tree in self._trees())
-        kept = change.before is None or change.before == base
-        if change.after in (base, *both) or (change.after is None and not kept):
+        if self._takes_back(change):
             yield f"it takes back what was changed in {name}"
         if change.after is None:
             return
@@ -157,8 +166,14 @@ class _Court:
         elif self._markers(change.after) - self._markers(change.before):
             yield f"conflict markers are left in {name}"
 
-    def _trees(self) -> tuple[TreeId, TreeId, TreeId]:
-        return self.sides.base, self.sides.ours, self.sides.theirs
+    def _takes_back(self, change: Change) -> bool:
+        """Whether a declared change puts an older version back, or deletes what a side changed."""
+        trees = (self.sides.base, self.sides.ours, self.sides.theirs)
+        base, *both = (entry_at(self.objects, tree, change.path) for tree in trees)
+        if change.after is not None:
+            return change.after in (base, *both)
+        is_moved = any(change.before == other.after for other in self.changes.values() if not other.before)
+        return change.before != base and not is_moved
 
     def _conflict(self, conflict: Conflict) -> Iterator[str]:
         """Faults of one conflicted path."""
@@ -179,7 +194,9 @@ class _Court:
             if None not in (versions[_OURS], versions[_THEIRS]):
                 yield f"it deleted {name}, which both sides have"
             return
-        if after[0] not in {entry[0] for entry in (before, *versions.values()) if entry}:
+        # What only one side changed of the mode was merged; two that added the file may differ.
+        allowed = (before,) if versions[1] else (before, versions[_OURS], versions[_THEIRS])
+        if after[0] not in {entry[0] for entry in allowed if entry} & {FILE, EXECUTABLE}:
             yield f"it changed what kind of file {name} is"
             return
         if self._markers(after, marked.markers) - self._known_markers(versions, marked.markers):
@@ -191,7 +208,8 @@ class _Court:
     def _plain(self, conflict: Conflict, before: Entry | None, after: Entry | None) -> Iterator[str]:
         """Faults of a path without blocks: a binary file, a deletion, a rename, a symlink, a submodule."""
         name, versions = shown(conflict.path), _versions(conflict)
-        sides = (versions[_OURS], versions[_THEIRS])
+        tied = [_versions(other)[side] for other in self.tied[conflict.path] for side in (_OURS, _THEIRS)]
+        sides = (versions[_OURS], versions[_THEIRS], *filter(None, tied))
         if after == before or after in sides:
             return
         if after is None:
@@ -249,8 +267,9 @@ def _versions(conflict: Conflict) -> dict[int, Entry | None]:
 
 def _names(message: str, path: bytes) -> bool:
     """Whether a message of git's has a path in it, as words of their own."""
-    words = re.escape(path.decode("utf-8", "replace"))  # as the message was read
-    return re.search(rf"(?<![^\s']){words}(?=[\s.,;:']|$)", message) is not None
+    wanted = _SET_ASIDE.sub(b"", path).decode("utf-8", "replace")  # as the message was read
+    words = re.escape(wanted)
+    return re.search(rf"(?<![^\s']){words}(?=[\s.,;:~']|$)", message) is not None
 
 
 def shown(path: bytes) -> str:

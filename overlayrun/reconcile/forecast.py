@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
 
-from overlayrun.errors import StoreError
+from overlayrun.errors import OverlayrunError, StoreError
 from overlayrun.files import write_whole
-from overlayrun.model import CommitId
+from overlayrun.model import BranchName, CommitId
 from overlayrun.reconcile.paths import changed_paths
 from overlayrun.reconcile.queue import Item, Queue, Standing
+from overlayrun.reconcile.settings import Settings
 from overlayrun.store.merger import Conflict, MergeEngine
 from overlayrun.store.repo import Repo
 from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.lock import lock
 
 _HOME: Final = (Standing.LANDED, Standing.UNCHANGED)
 _WORKERS: Final = min(4, os.cpu_count() or 1)
 _VERSION: Final = 1
+_OLDER: Final = 1000  # answers
 Answer = list[tuple[str, str]]
 
 
@@ -71,9 +74,7 @@ def forecast(
     missing = [pair for pair in pairs if pair.key not in known]
     answers = known | dict(_ask(repo, queue.tip, missing, progress))
     if missing:
-        # What is about commits that no branch stands at any more goes.
-        everything = {pair.key for pair in _pairs(queue, changes, None)}
-        _save(layout, {key: answer for key, answer in answers.items() if key in everything})
+        _save(layout, answers, {pair.key for pair in _pairs(queue, changes, None)})
     return [
         Forecast(pair.one.branch, pair.other.branch if pair.other else None, tuple(answers[pair.key]))
         for pair in pairs
@@ -81,10 +82,41 @@ def forecast(
     ]
 
 
-def known_conflicts(layout: Layout, tip: CommitId, source: CommitId) -> int | None:
-    """How many paths of a branch conflict with the target, as far as that is known already."""
-    answer = _load(layout).get(_key(tip, source))
-    return None if answer is None else len(answer)
+class Known:
+    """Answers that are kept, for who does not want to wait for the others."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._answers = _load(layout)
+
+    def paths(self, target: CommitId | None, source: CommitId | None) -> int | None:
+        """How many paths of a branch conflict with the target; None where nobody has looked yet."""
+        answer = self._answers.get(_key(target, source)) if target and source else None
+        return None if answer is None else len(answer)
+
+    def others(self, source: CommitId | None, others: Iterable[CommitId]) -> int:
+        """With how many of the others a branch conflicts, as far as anybody has looked."""
+        keys = (key for other in others if source for key in (_key(source, other), _key(other, source)))
+        return sum(1 for key in keys if self._answers.get(key))
+
+
+def refresh_in_background(layout: Layout, git_dir: str, targets: Iterable[BranchName]) -> None:
+    """Look at everything anew in a process of its own, for the next who asks. One at a time, at low priority."""
+    if os.fork():
+        return
+    try:
+        os.setsid()
+        os.nice(10)
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(null, stream)
+        with suppress(OverlayrunError):
+            held = lock(f"{layout.root}/forecast.lock")
+            repo = Repo(git_dir)
+            for target in targets:
+                forecast(layout, repo, Queue(layout, repo, target, Settings()))
+            os.close(held)
+    finally:
+        os._exit(0)
 
 
 def _change(repo: Repo, item: Item) -> _Change:
@@ -176,7 +208,10 @@ def _load(layout: Layout) -> dict[str, Answer]:
         return {}
 
 
-def _save(layout: Layout, answers: dict[str, Answer]) -> None:
-    data = json.dumps({"version": _VERSION, "answers": answers}).encode()
+def _save(layout: Layout, answers: dict[str, Answer], current: set[str]) -> None:
+    """Keep what is about commits that branches stand at now, and some of the rest: of other targets."""
+    older = [key for key in answers if key not in current][-_OLDER:]
+    kept = {key: answer for key, answer in answers.items() if key in current or key in older}
+    data = json.dumps({"version": _VERSION, "answers": kept}).encode()
     with suppress(OSError):
         write_whole(_path(layout), data, durable=False)

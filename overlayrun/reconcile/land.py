@@ -16,8 +16,9 @@ from overlayrun.model import EMPTY_TREE, BranchName, CommitId
 from overlayrun.reconcile.candidates import Candidate
 from overlayrun.reconcile.deliver import deliver
 from overlayrun.reconcile.exchange import Held
-from overlayrun.reconcile.queue import Item, Note, landing_of, target_tip
+from overlayrun.reconcile.queue import Item, Note, target_tip
 from overlayrun.store.commits import format_commit, format_message
+from overlayrun.store.landings import landing_of
 from overlayrun.store.pack import ObjectWriter
 from overlayrun.store.refs import (
     RefUpdate,
@@ -82,7 +83,7 @@ class Ledger:
     def _take_back(self, tip: CommitId, main: CommitId) -> None:
         updates = [*self._tip_gone(tip)]
         for record in records(self._layout):
-            landing = landing_of(self._repo, record, self.target)
+            landing = landing_of(self._repo, record.id, self.target)
             if landing is None or self._repo.is_ancestor(landing.commit, main):
                 continue
             if self._repo.is_ancestor(landing.commit, tip) and not self._was_delivered(landing.commit):

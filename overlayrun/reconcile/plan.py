@@ -28,7 +28,7 @@ class Odds:
 
     def reach(self, slots: int) -> int:
         """How many candidates to take into one segment."""
-        return max(slots, int(_EVEN_ODDS * self.judged / self.failed))
+        return max(slots, round(_EVEN_ODDS * self.judged / self.failed))
 
 
 def prefixes(length: int, failing: int | None, slots: int, reach: int) -> list[int]:

@@ -16,7 +16,8 @@ from overlayrun.model import EMPTY_TREE, BranchName, CommitId
 from overlayrun.overview import State, state_of, tip_of
 from overlayrun.reconcile.settings import FILE, Settings
 from overlayrun.store.commits import parse_trailers
-from overlayrun.store.refs import approved_ref, branch_ref, conflict_ref, landed_ref, parked_ref, tip_ref
+from overlayrun.store.landings import Landing, has_landed, landing_of
+from overlayrun.store.refs import approved_ref, branch_ref, conflict_ref, parked_ref, tip_ref
 from overlayrun.store.repo import Repo
 from overlayrun.store.trees import Entry
 from overlayrun.workspace.catalogue import records
@@ -36,14 +37,6 @@ class Standing(Enum):
     PARKED = "parked"
     TAKEN_OUT = "taken out"
     UNCHANGED = "no change"
-
-
-@dataclass(frozen=True, slots=True)
-class Landing:
-    """A landing: the commit of the target that brought `source`, a commit of the branch."""
-
-    commit: CommitId
-    source: CommitId
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +102,7 @@ class Queue:
         if source is None or source in (record.base, record.dirty):
             standing = Standing.RUNNING if running else Standing.UNCHANGED
             return Item(record, self.target, source or self.tip, standing)
-        last = landing_of(self._repo, record, self.target)
+        last = landing_of(self._repo, record.id, self.target)
         held = last if last and self._repo.is_ancestor(last.commit, self.tip) else None
         base = record.dirty
         if held and not self._repo.is_ancestor(held.source, self.tip):
@@ -126,8 +119,7 @@ class Queue:
 
     def _has(self, item: Item) -> bool:
         """Whether the target has all of the branch."""
-        landed = item.landing is not None and item.landing.source == item.tip
-        return landed or self._repo.is_ancestor(item.tip, self.tip)
+        return has_landed(self._repo, item.record.id, item.tip, self.target, self.tip)
 
     def _judged(self, item: Item) -> Item:
         """What was noted of it, if that holds for the commit it stands at; else whether it needs approval."""
@@ -143,7 +135,8 @@ class Queue:
         at = self._repo.ref(conflict_ref(item.record.id, item.target))
         found = self._repo.commit(at) if at else None
         if found and found.parents == (self.tip, item.tip):
-            return replace(item, standing=Standing.CONFLICT, why=found.subject)
+            why = f"{found.message.split(chr(10) * 2)[1].rstrip('.')}: overlayrun conflicts {item.branch}"
+            return replace(item, standing=Standing.CONFLICT, why=why)
         return item
 
     def _needs(self, item: Item) -> str | None:
@@ -183,12 +176,3 @@ def parked_note(repo: Repo, item: Item) -> Note | None:
     if found.parents[:1] != (item.tip,):
         return None
     return Note(Standing(trailers.get("Standing", "parked")), found.subject, trailers.get("Log"))
-
-
-def landing_of(repo: Repo, record: Record, target: BranchName) -> Landing | None:
-    """The last landing of a branch on a target, whether the target still has it or not."""
-    at = repo.ref(landed_ref(record.id, target))
-    if at is None:
-        return None
-    commit, source = repo.commit(at).parents
-    return Landing(commit, source)

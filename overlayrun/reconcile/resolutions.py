@@ -13,6 +13,7 @@ from typing import Final
 
 from overlayrun.errors import StoreError
 from overlayrun.model import CommitId, TreeId
+from overlayrun.reconcile.acceptance import Proposal, Sides, judge
 from overlayrun.reconcile.paths import changed_paths, edited, entry_at
 from overlayrun.store.commits import format_commit
 from overlayrun.store.merger import Conflict, Merged
@@ -28,7 +29,10 @@ _PAUSE: Final = 0.05  # seconds
 
 
 def remembered(repo: Repo, merged: Merged) -> TreeId | None:
-    """The automatic merge with every conflict resolved as it was before; None unless all are known."""
+    """The automatic merge with every conflict resolved as it was before; None unless all are known.
+
+    It is judged once more: the same versions may merge otherwise under other attributes.
+    """
     at = repo.ref(RESOLUTIONS)
     if at is None or merged.is_clean:
         return None
@@ -43,7 +47,10 @@ def remembered(repo: Repo, merged: Merged) -> TreeId | None:
     with ObjectWriter(repo.objects) as writer:
         tree = edited(repo, writer, merged.tree, edits)
         writer.finish()
-    return tree
+    # Nothing but conflicted paths was changed, so that the sides' other files don't matter.
+    sides = Sides(merged.tree, merged.tree, merged.tree)
+    verdict = judge(repo, merged, sides, Proposal(tree, tuple(edits)))
+    return None if verdict.refused else tree
 
 
 def remember(repo: Repo, merged: Merged, tree: TreeId) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import select
 import shlex
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -23,15 +22,16 @@ from overlayrun.errors import WorkspaceBusy
 from overlayrun.model import BranchName, CommitId, TreeId
 from overlayrun.reconcile.acceptance import Proposal, Sides, Verdict, judge, shown
 from overlayrun.reconcile.background import Background
-from overlayrun.reconcile.checks import COULD_NOT_START, TIMED_OUT, tail
+from overlayrun.reconcile.checks import TIMED_OUT, tail
 from overlayrun.reconcile.conflict import Case, declared_in, directory_for, instruction, write_conflict
-from overlayrun.reconcile.paths import edited, entry_at
+from overlayrun.reconcile.paths import changed_paths, edited, entry_at
 from overlayrun.removal import drop
 from overlayrun.sandbox.profiles import profile_of
+from overlayrun.store.git import git
 from overlayrun.store.location import Repository
 from overlayrun.store.pack import ObjectWriter
 from overlayrun.store.repo import Repo
-from overlayrun.store.trees import EXECUTABLE, FILE
+from overlayrun.store.trees import EXECUTABLE, FILE, GITLINK
 from overlayrun.workspace.catalogue import find_exact
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.lock import lock
@@ -39,6 +39,7 @@ from overlayrun.workspace.names import workspace_id
 from overlayrun.workspace.record import Record
 
 _GRACE: Final = 60.0  # seconds after the time limit in which the last snapshot is taken
+_LARGEST: Final = 64 << 20  # bytes
 _LONGEST: Final = 60  # letters of the branch's name in the workspace's
 
 
@@ -111,12 +112,17 @@ class _Attempt:
         show(f"{self._case.record.branch}: a resolver works in {self._name}; its log: {self._log}")
         status, seconds = self._run(commit)
         record = find_exact(self._layout, self._name)
-        if record is None or status == COULD_NOT_START:
+        if record is None or record.last_run is None:
             last = tail(self._log, limit=400).strip().rpartition("\n")[2]
             return self._refused(record, f"it could not be started: {last}")
         if status:
             return self._refused(record, self._why(status, seconds))
-        proposal = self._proposal(record)
+        latest = next(self._repo.snapshots(record.id), None)
+        tree = latest.tree if latest else self._repo.tree_of(commit)
+        large = self._large_file(self._repo.tree_of(commit), tree)
+        if large is not None:
+            return self._refused(record, f"{shown(large)} is too large to be judged")
+        proposal = self._proposal(tree)
         verdict = judge(self._repo, self._case.merged, sides_of(self._repo, self._case), proposal)
         return self._concluded(record, proposal.tree, verdict)
 
@@ -124,8 +130,9 @@ class _Attempt:
         """Exit status, and seconds until then."""
         job = Background(self._options(commit), self._command, cwd=self._repository.root, log=self._log)
         try:
-            end = time.monotonic() + self._timeout + _GRACE
-            select.select([job.fd], [], [], max(0.0, end - time.monotonic()))
+            poll = select.poll()
+            poll.register(job.fd, select.POLLIN)
+            poll.poll((self._timeout + _GRACE) * 1000)
         finally:
             status = job.end()  # does nothing to one that has ended
         return status, job.seconds
@@ -147,10 +154,22 @@ class _Attempt:
             return f"it ran into its time limit of {self._timeout:g} s"
         return f"it ended with status {status}"
 
-    def _proposal(self, record: Record) -> Proposal:
+    def _large_file(self, before: TreeId, after: TreeId) -> bytes | None:
+        """A changed file that is larger than we read into memory, unless it is one side's version."""
+        known = {stage.oid for conflict in self._case.merged.conflicts for stage in conflict.stages}
+        changed = {
+            change.after[1].hex(): change.path
+            for change in changed_paths(self._repo, before, after)
+            if change.after and change.after[0] != GITLINK
+        }
+        asked = "".join(f"{oid}\n" for oid in changed.keys() - known)
+        command = ["cat-file", "--batch-check=%(objectname) %(objectsize)"]
+        answer = git(command, git_dir=self._repo.git_dir, input=asked.encode()).decode()
+        sizes = (line.split() for line in answer.splitlines())
+        return next((changed[oid] for oid, size in sizes if int(size) > _LARGEST), None)
+
+    def _proposal(self, tree: TreeId) -> Proposal:
         """What is in the workspace, less the directory that described the conflict."""
-        latest = next(self._repo.snapshots(record.id), None)
-        tree = latest.tree if latest else self._repo.tree_of(record.base)
         said = entry_at(self._repo, tree, f"{self._directory}/DECLARED".encode())
         regular = said is not None and said[0] in (FILE, EXECUTABLE)
         declared = declared_in(self._repo.read_blob(said[1].hex())) if said and regular else ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -55,7 +55,12 @@ class Settings:
 
 def read_settings(root: str) -> Settings:
     """Settings of the repository whose working tree is `root`. Raises UsageError for what can't be meant."""
-    return Settings().merged(dict(_from_file(root))).merged(dict(_from_git(root)))
+    return Settings().merged(file_values(root)).merged(dict(_from_git(root)))
+
+
+def file_values(root: str) -> dict[str, Any]:
+    """Values by field name that overlayrun.toml sets. Raises UsageError."""
+    return dict(_from_file(root))
 
 
 def _count(text: str) -> int:
@@ -64,31 +69,38 @@ def _count(text: str) -> int:
     return int(text)
 
 
-_READERS: Final[Mapping[str, Callable[[str], Any]]] = {
-    "check": str,
-    "check_each": switch,
-    "slots": _count,
-    "timeout": seconds,
-    "resolve": str,
-    "resolve_timeout": seconds,
-    "require_approval": switch,
-    "only": str,
-    "mode": LandingMode,
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A setting that can be written down. metavar: None for a switch. read: raises ValueError."""
+
+    metavar: str | None
+    read: Callable[[str], Any]
+    help: str
+
+
+KEYS: Final[Mapping[str, Key]] = {
+    "check": Key("COMMAND", str, "Land only what this command passes, in the sandbox."),
+    "check-each": Key(None, switch, "Check every branch by itself, not runs of them."),
+    "slots": Key("N", _count, "Checks, and resolvers, at the same time."),
+    "timeout": Key("SPAN", seconds, "End a check after this long."),
+    "resolve": Key("COMMAND", str, "Hand conflicts to this command, in a workspace of its own."),
+    "resolve-timeout": Key("SPAN", seconds, "End a resolver after this long."),
+    "require-approval": Key(None, switch, "Only approved branches land."),
+    "only": Key("PATTERN", str, "Branches like this alone, as 'overlay/*'."),
+    "mode": Key("merge|squash|rebase", LandingMode, "What a landing looks like in the history."),
 }
-KEYS: Final = tuple(field.name.replace("_", "-") for field in fields(Settings))
 
 
 def parse_value(key: str, text: str, where: str) -> Any:
-    """The value of a key (with dashes). Raises UsageError; where: names the place for the message."""
-    reader = _READERS.get(key.replace("-", "_"))
-    if reader is None:
+    """The value of a key. Raises UsageError; where: names the place for the message."""
+    known = KEYS.get(key)
+    if known is None:
         raise UsageError(f"{where} has no key {key!a}", hint=f"keys: {' '.join(KEYS)}")
     try:
-        return reader(text)
+        return known.read(text)
     except ValueError as err:
-        raise UsageError(
-            f"{where}: {key} can't be {text!a}", hint="spans are like 90s, 20m; switches true or false"
-        ) from err
+        takes = known.metavar or "true or false"
+        raise UsageError(f"{where}: {key} can't be {text!a}", hint=f"it takes {takes}") from err
 
 
 def _from_file(root: str) -> Iterator[tuple[str, Any]]:

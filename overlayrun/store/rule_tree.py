@@ -10,47 +10,56 @@ import errno
 import fcntl
 import os
 import tempfile
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Final
 
 from overlayrun.errors import StoreError
 from overlayrun.files import remove_tree
 from overlayrun.model import EMPTY_TREE, CommitId
-from overlayrun.store.git import clean_environment, config_environment, git
+from overlayrun.store.git import GitFailed, clean_environment, config_environment, git
 from overlayrun.store.repo import Repo
 from overlayrun.store.trees import EXECUTABLE, FILE
 
 _ANY_RULES: Final = ":(glob)**/.gitattributes"
 _ANY_DRIVER: Final = r"^merge\..*\.driver$"
 _SETTINGS: Final = (("core.fsmonitor", "false"), ("merge.conflictStyle", "zdiff3"))
+_NOTHING: Final[tuple[str, Mapping[bytes, bytes]]] = (EMPTY_TREE, {})
+# By repository: the commit looked at last, and its files. The next one differs little from it.
+_KNOWN: Final[dict[str, tuple[str, Mapping[bytes, bytes]]]] = {}
 
 
 class RuleTree:
     """A directory with the .gitattributes files of one commit; environment: of a git that works there."""
 
-    __slots__ = ("_lock", "_root", "environment", "path")
+    __slots__ = ("_files", "_git_dir", "_lock", "_root", "environment", "path")
 
     def __init__(self, git_dir: str, rules: CommitId | None) -> None:
-        files = _rule_files(git_dir, rules) if rules else ()
+        self._git_dir = git_dir
+        self._files = _rule_files(git_dir, rules) if rules else {}
         drivers = _quiet_drivers(git_dir)
-        self._root = tempfile.mkdtemp(prefix="overlayrun-merge-")
-        self.path = f"{self._root}/tree"
-        # What clears old files away leaves a directory alone that is locked. Source: tmpfiles.d(5), "Age".
-        self._lock = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        self._lock = -1
         try:
+            self._root = tempfile.mkdtemp(prefix="overlayrun-merge-")
+            self.path = f"{self._root}/tree"
+            # What clears old files away leaves a locked directory alone. Source: tmpfiles.d(5), "Age".
+            self._lock = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
             os.mkdir(self.path)
-            for path, content in files:
+            for path, content in self._files.items():
                 _place(os.path.join(os.fsencode(self.path), path), content)
         except OSError as err:
             self.remove()
-            raise StoreError(f"the attributes of commit {rules} can't be laid out", details=str(err)) from err
+            raise StoreError("there is no place to lay out attributes for a merge", details=str(err)) from err
         self.environment = {
             **clean_environment(),
             "GIT_WORK_TREE": self.path,
             "GIT_INDEX_FILE": f"{self._root}/index",  # missing, or the user's would answer for absent files
             **config_environment([*_SETTINGS, *drivers]),
         }
+
+    def fits(self, commit: CommitId) -> bool:
+        """Whether a commit has the same .gitattributes files. Raises StoreError."""
+        return _rule_files(self._git_dir, commit) == self._files
 
     def remove(self) -> None:
         """Remove it; a second time does nothing."""
@@ -60,15 +69,31 @@ class RuleTree:
             self._lock = -1
 
 
-@lru_cache(maxsize=8)
-def _rule_files(git_dir: str, commit: CommitId) -> tuple[tuple[bytes, bytes], ...]:
-    """Path and content of the .gitattributes files of a commit. Git compares the pathspec faster than we."""
-    command = ["diff-tree", "-r", "-z", "--raw", "--no-renames", EMPTY_TREE, commit, "--", _ANY_RULES]
+def _rule_files(git_dir: str, commit: CommitId) -> Mapping[bytes, bytes]:
+    """Content of the .gitattributes files of a commit, by path."""
+    try:
+        found = _changed(git_dir, *_KNOWN.get(git_dir, _NOTHING), commit)
+    except GitFailed:  # the commit known before may be gone
+        found = _changed(git_dir, *_NOTHING, commit)
+    _KNOWN[git_dir] = commit, found
+    return found
+
+
+def _changed(git_dir: str, old: str, files: Mapping[bytes, bytes], new: CommitId) -> Mapping[bytes, bytes]:
+    """The files of `old` taken to `new`. Git compares with the pathspec faster than we read a list."""
+    if old == new:
+        return files
+    command = ["diff-tree", "-r", "-z", "--raw", "--no-renames", old, new, "--", _ANY_RULES]
     words = git(command, git_dir=git_dir).split(b"\0")
-    found = [(path, meta.split(b" ")) for meta, path in zip(words[::2], words[1::2], strict=False)]
-    chosen = [(path, meta[3].decode()) for path, meta in found if meta[1] in (FILE, EXECUTABLE)]
-    repo = Repo(git_dir) if chosen else None
-    return tuple((path, repo.read_blob(oid)) for path, oid in chosen if repo and _is_below(path))
+    if len(words) < 2:
+        return files
+    repo, found = Repo(git_dir), dict(files)
+    for meta, path in zip(words[::2], words[1::2], strict=False):
+        _, mode, _, oid, _ = meta.split(b" ")
+        found.pop(path, None)
+        if mode in (FILE, EXECUTABLE) and _is_below(path):
+            found[path] = repo.read_blob(oid.decode())
+    return found
 
 
 def _quiet_drivers(git_dir: str) -> list[tuple[str, str]]:

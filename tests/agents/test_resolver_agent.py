@@ -76,7 +76,7 @@ class MergingModel(ScriptedModel):
 def _wanted(side: Mapping[str, Any]) -> str:
     """The line of a side's messages that says what it wanted."""
     lines = [line for commit in side["commits"] for line in commit["message"]]
-    return next(line.removeprefix("Wanted: ") for line in lines if line.startswith("Wanted: "))
+    return next(str(line).removeprefix("Wanted: ") for line in lines if line.startswith("Wanted: "))
 
 
 def _text(message: Mapping[str, Any]) -> str:
@@ -146,6 +146,16 @@ def test_an_agent_resolves_a_conflict_by_what_both_sides_said(desk: Desk) -> Non
     assert desk.project.git("diff-tree", "-r", "--name-only", "main", str(done.tree)) == "src/net.py\n"
     assert (desk.project.files(), desk.project.git("rev-parse", "main")) == (before, head)
     assert desk.project.git("for-each-ref", "refs/heads/overlay/") == ""
+
+
+def test_a_merge_on_the_command_line_hands_its_conflict_to_an_agent(desk: Desk) -> None:
+    parents = [desk.project.git("rev-parse", name).strip() for name in ("main", "work")]
+
+    done = desk.project.overlayrun("merge", "work", "--resolve", COMMAND)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert desk.project.git("rev-list", "--parents", "-1", "main").split()[1:] == parents
+    assert "connect(timeout=30, retries=5)" in (desk.project.repo / "src/net.py").read_text()
 
 
 @pytest.mark.parametrize(

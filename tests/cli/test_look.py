@@ -53,9 +53,9 @@ def test_ls_shows_a_line_a_branch(worked: UserRepo) -> None:
     worked.overlayrun("-b", "idle", "--", "true")
     lines = [re.sub(r" {2,}", "  ", line) for line in _plain(worked.overlayrun("ls").out).splitlines()]
     assert lines == [
-        "BRANCH  STATE  FILES  LINES  AHEAD  SNAPSHOTS  DISK  USED  COMMAND",
-        "fix  idle  2  +2 -1  1  2  <size>  <span> ago  Right answer",
-        "idle  idle  0  +0 -0  0  0  <size>  <span> ago  true",
+        "BRANCH  STATE  FILES  LINES  AHEAD  CONFLICTS  SNAPSHOTS  DISK  USED  COMMAND",
+        "fix  idle  2  +2 -1  1  -  2  <size>  <span> ago  Right answer",
+        "idle  idle  0  +0 -0  0  -  0  <size>  <span> ago  true",
     ]
 
 

@@ -130,7 +130,7 @@ def test_completion_of_another_shell(repo: UserRepo) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("overlayrun re", {"restore"}),
+        ("overlayrun re", {"reconcile", "restore"}),
         ("overlayrun diff ", {"fix/login", "overlay/sh-oak"}),
         ("overlayrun diff fix/login@{1}..o", {"fix/login@{1}..overlay/sh-oak"}),
         ("overlayrun merge sh", {"overlay/sh-oak"}),

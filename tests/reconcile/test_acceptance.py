@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from overlayrun.reconcile.acceptance import first_missing, lines_of, read_blocks
+from overlayrun.reconcile.acceptance import Proposal, first_missing, judge, lines_of, read_blocks
 from overlayrun.store.trees import EXECUTABLE, FILE, GITLINK, SYMLINK
 
 from .conflict_world import Clash, Files, Scratch
@@ -29,8 +29,16 @@ def answer(middle: str) -> str:
 def text(tmp_path_factory: pytest.TempPathFactory) -> Clash:
     """One conflicted file, `f`; `both` merged cleanly; `mine` and `theirs` were changed by one side alone."""
     return Scratch.make(tmp_path_factory.mktemp("text")).clash(
-        {"f": START, "both": START, "mine": "1\n", "theirs": "1\n", "idle": "1\n", "d/idle": "1\n"},
-        {"f": OURS, "both": START.replace("line 0", "our top"), "mine": "2\n"},
+        {
+            "f": START,
+            "both": START,
+            "mine": "1\n",
+            "theirs": "1\n",
+            "idle": "1\n",
+            "d/idle": "1\n",
+            "tool": "x\n",
+        },
+        {"f": OURS, "both": START.replace("line 0", "our top"), "mine": "2\n", "tool": (EXECUTABLE, "x\n")},
         {"f": THEIRS, "both": START.replace("line 11", "their end"), "theirs": "2\n", "added": "new\n"},
     )
 
@@ -49,6 +57,11 @@ def test_lines_may_come_in_outside_the_markers(text: Clash) -> None:
 def test_what_it_declared_and_changed_is_told(text: Clash) -> None:
     verdict = text.judge({"f": answer("6\n"), "idle": "2\n", "d/new": "x\n"}, "idle", "d/")
     assert (verdict.refused, verdict.beyond) == (None, (b"d/new", b"idle"))
+
+
+def test_a_declared_move_keeps_what_was_changed(text: Clash) -> None:
+    assert text.judge({"f": answer("6\n"), "mine": None, "now/mine": "2\n"}, "mine", "now/").refused is None
+    assert text.judge({"f": answer("6\n"), "idle": None}, "idle").refused is None
 
 
 MARKED = answer("<<<<<<< HEAD\nour six\n=======\ntheir six\n>>>>>>> b\n")
@@ -75,6 +88,7 @@ MISBEHAVIOUR: list[tuple[str, Files, tuple[str, ...], str]] = [
     ("drops their change", {"f": answer("6\n"), "theirs": "1\n"}, ("theirs",), "it takes back what was"),
     ("drops half a file", {"f": answer("6\n"), "both": START}, ("both",), "it takes back what was changed"),
     ("drops their file", {"f": answer("6\n"), "added": None}, ("added",), "it takes back what was changed"),
+    ("takes a mode back", {"f": answer("6\n"), "tool": "x\n"}, ("tool",), "it takes back what was changed"),
     ("deletes our file", {"f": answer("6\n"), "mine": None}, ("mine",), "it takes back what was changed"),
     ("adds markers", {"f": answer("6\n"), "idle": MARKED}, ("idle",), "conflict markers are left in idle"),
     (
@@ -126,6 +140,63 @@ def test_a_file_without_a_last_line_end_is_compared_all_the_same(tmp_path: Path)
     clash = Scratch.make(tmp_path).clash({"f": "1\n2"}, {"f": "0\n1\nx"}, {"f": "1\ny"})
     assert clash.judge({"f": "0\n1\nx y"}).refused is None
     assert "outside the conflict" in (clash.judge({"f": "1\nx y"}).refused or "")
+
+
+def test_a_mode_that_one_side_changed_stays_changed(tmp_path: Path) -> None:
+    clash = Scratch.make(tmp_path).clash({"f": "1\n"}, {"f": (EXECUTABLE, "2\n")}, {"f": "3\n"})
+    assert clash.judge({"f": "23\n"}).refused == "it changed what kind of file f is"
+    assert clash.judge({"f": (EXECUTABLE, "23\n")}).refused is None
+
+
+@pytest.mark.parametrize("mode", [FILE, EXECUTABLE])
+def test_a_mode_that_both_sides_made_otherwise_is_chosen(tmp_path: Path, mode: bytes) -> None:
+    clash = Scratch.make(tmp_path).clash({}, {"f": (EXECUTABLE, "1\n")}, {"f": "1\n"})
+    assert clash.judge({"f": (mode, "1\n")}, "f").refused is None
+
+
+@pytest.mark.parametrize(
+    ("given", "declared", "why"),
+    [
+        ({"f": "text\n", "aside": None}, (), None),
+        ({"aside": None}, (), None),
+        ({"aside": None, "moved": "text\n"}, ("moved",), None),
+        ({"f": None, "aside": None}, (), "neither side's paths are all there"),
+        ({"f": "else\n", "aside": None}, (), "f is neither side's version, and it is not declared"),
+        ({"f": (SYMLINK, "/etc"), "aside": None}, ("f",), "it changed what kind of file f is"),
+    ],
+)
+def test_of_a_file_and_a_link_of_one_name_either_is_taken(
+    tmp_path: Path, given: Files, declared: tuple[str, ...], why: str | None
+) -> None:
+    clash = Scratch.make(tmp_path).clash({"k": "1\n"}, {"f": "text\n"}, {"f": (SYMLINK, "k")})
+    aside = next(c.path.decode() for c in clash.merged.conflicts if b"~" in c.path)
+    answer = {aside if name == "aside" else name: version for name, version in given.items()}
+    refused = clash.judge(answer, *declared).refused
+    assert refused is None if why is None else (refused or "").startswith(why)
+
+
+def test_of_a_file_and_a_directory_of_one_name_either_keeps_it(tmp_path: Path) -> None:
+    clash = Scratch.make(tmp_path).clash({"k": "1\n"}, {"f": "text\n"}, {"f/x": "below\n"})
+    aside = next(c.path.decode() for c in clash.merged.conflicts if b"~" in c.path)
+    assert clash.judge({aside: None, "g": "text\n"}, "g").refused is None
+    moved: Files = {aside: None, "f/x": None, "d/x": "below\n"}
+    tree = clash.scratch.tree({"f": "text\n"}, clash.scratch.tree(moved, clash.merged.tree))
+    proposal = Proposal(tree, (b"f/", b"d/"))
+    assert judge(clash.repo, clash.merged, clash.sides, proposal).refused is None
+    assert judge(clash.repo, clash.merged, clash.sides, Proposal(tree)).refused
+
+
+def test_a_file_may_stay_where_its_directory_was_before_a_rename(tmp_path: Path) -> None:
+    old: Files = {f"a/{number}": START + str(number) for number in range(3)}
+    gone: Files = dict.fromkeys(old)
+    new: Files = {f"b/{number}": START + str(number) for number in range(3)}
+    clash = Scratch.make(tmp_path).clash(old, {**gone, **new}, {"a/new": "new\n"})
+    assert clash.judge({"b/new": None, "a/new": "new\n"}).refused is None
+    assert clash.judge({}, "b/new").refused is None
+    assert clash.judge({"b/new": None, "a/new": "other\n"}).refused == (
+        "a/new is neither side's version, and it is not declared"
+    )
+    assert clash.judge({"b/new": None}).refused == "neither side's paths are all there: a/new, b/new"
 
 
 def test_markers_of_another_size_are_known_as_such(tmp_path: Path) -> None:
@@ -250,9 +321,7 @@ def versions(draw: st.DrawFn) -> tuple[str, str, str]:
 BLOCK = re.compile(
     rb"<{7} [^\n]*\n(?P<ours>(?:[^\n]*\n)*?)\|{7}[^\n]*\n(?:[^\n]*\n)*?={7}\n(?P<theirs>(?:[^\n]*\n)*?)>{7} [^\n]*\n"
 )
-SEVERAL = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SEVERAL = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
 @SEVERAL
@@ -280,6 +349,7 @@ def test_any_mix_of_sides_is_taken_and_a_lost_line_outside_is_not(
         assert "outside the conflict" in (clash.judge({"f": b"\n".join(less)}).refused or "")
 
 
+@settings(derandomize=True, database=None)
 @given(LINES, LINES)
 def test_lines_survive_if_they_are_a_subsequence(wanted: list[str], noise: list[str]) -> None:
     mixed = [line for pair in zip(wanted, [*noise, *[""] * len(wanted)], strict=False) for line in pair]

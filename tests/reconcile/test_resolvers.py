@@ -142,6 +142,8 @@ MISBEHAVIOUR = {
     "drops their side": ("cp .overlayrun/blobs/0/ours f", "it changed f outside the conflict"),
     "deletes the file": ("rm f", "it deleted f, which both sides have"),
     "makes it a link": ("ln -sf /etc/passwd f", "it changed what kind of file f is"),
+    "floods": ("truncate -s 65M f", "f is too large to be judged"),
+    "fails with our number": (f"{GOOD}; exit 125", "it ended with status 125"),
     "fails": (f"{GOOD}; exit 3", "it ended with status 3"),
     "is killed": (f"{GOOD}; kill -9 $$", "it ended with status 137"),
     "is not there": ("no-such-resolver --now", "it ended with status 127"),
@@ -238,6 +240,13 @@ def test_a_later_resolution_replaces_the_earlier(tmp_path: Path) -> None:
         assert remembered(clash.repo, clash.merged) == tree
 
 
+def test_a_remembered_resolution_is_judged_once_more(tmp_path: Path) -> None:
+    scratch = Scratch.make(tmp_path)
+    clash = scratch.clash({"a": "1\n"}, {"a": "0\n2\n"}, {"a": "0\n3\n"})
+    assert remember(clash.repo, clash.merged, scratch.tree({"a": "<<<<<<< x\n"}, clash.merged.tree))
+    assert remembered(clash.repo, clash.merged) is None
+
+
 def test_a_resolution_that_changed_other_files_is_not_kept(tmp_path: Path) -> None:
     scratch = Scratch.make(tmp_path)
     clash = scratch.clash({"a": "1\n"}, {"a": "2\n"}, {"a": "3\n"})
@@ -322,3 +331,30 @@ def test_a_step_is_described_by_the_whole_branchs_history(desk: Desk) -> None:
     told = data["conflicts"][0]["ours_commits"]["commits"]
     assert [one["message"][0] for one in told] == ["Our six must stay"]
     assert data["target"]["commit"] == whole.tip
+
+
+def test_a_merge_with_a_resolver_lands_with_both_parents(desk: Desk) -> None:
+    parents = [desk.user.git("rev-parse", name) for name in ("main", "b")]
+    done = desk.user.overlayrun("merge", "b", "--resolve", GOOD)
+    assert done.code == 0, str(done)
+    assert desk.user.git("rev-list", "--parents", "-1", "main").split()[1:] == parents
+    assert "both six" in (desk.user.root / "f").read_text()
+    assert desk.user.git("status", "--porcelain") == ""
+    assert desk.branches() == set()
+
+
+def test_a_merge_with_one_that_misbehaves_changes_nothing_and_says_why(desk: Desk) -> None:
+    before, main = desk.user.picture(), desk.user.git("rev-parse", "main")
+    done = desk.user.overlayrun("merge", "b", "--resolve", f"{GOOD}; echo 2 >idle")
+    assert done.code == 1, str(done)
+    assert "it changed idle, which is neither in conflict nor declared" in done.out + done.err
+    assert (desk.user.picture(), desk.user.git("rev-parse", "main")) == (before, main)
+
+
+def test_a_merge_remembers_what_was_resolved(desk: Desk) -> None:
+    main = desk.user.git("rev-parse", "main")
+    assert desk.user.overlayrun("merge", "b", "--resolve", GOOD).code == 0
+    desk.user.git("reset", "--quiet", "--hard", main)
+    done = desk.user.overlayrun("merge", "b")
+    assert done.code == 0, str(done)
+    assert "both six" in desk.user.show("main", "f")

@@ -118,6 +118,37 @@ def test_attributes_come_from_the_rules_alone(history: History) -> None:
         assert kinds(engine.merge(target, source)) == {b"d/u": "contents"}
 
 
+def test_an_engine_tells_which_commits_its_rules_fit(history: History) -> None:
+    rules = {"a/.gitattributes": "u merge=union\n", "b/.gitattributes": "u -merge\n"}
+    first = history.commit(rules)
+    commits = {
+        "other files": (history.commit({**rules, "x": "1\n", "gitattributes": "1\n"}, first), True),
+        "one changed": (history.commit({**rules, "a/.gitattributes": "u -merge\n"}, first), False),
+        "one gone": (history.commit({"a/.gitattributes": "u merge=union\n"}, first), False),
+        "one a link": (history.commit({**rules, "b/.gitattributes": link("x")}, first), False),
+        "one more": (history.commit({**rules, ".gitattributes": "x text\n"}, first), False),
+        "none": (history.commit({"x": "1\n"}), False),
+        "the same": (first, True),
+    }
+    with MergeEngine(history.git_dir, first) as engine, MergeEngine(history.git_dir, None) as bare:
+        assert {name: engine.fits(commit) for name, (commit, _) in commits.items()} == {
+            name: fits for name, (_, fits) in commits.items()
+        }
+        assert [name for name, (commit, _) in commits.items() if bare.fits(commit)] == ["none"]
+
+
+def test_rules_are_found_anew_when_the_commit_known_before_is_gone(history: History) -> None:
+    first = history.commit({".gitattributes": "u merge=union\n", "u": "0\n"})
+    merge_once(history.git_dir, first, first)
+    kept = history.commit({".gitattributes": "u -merge\n", "u": "0\n"})
+    history.git("branch", "kept", kept)
+    history.git("gc", "-q", "--prune=now")
+    target, source = (
+        history.commit({".gitattributes": "u -merge\n", "u": text}, kept) for text in ("t\n", "s\n")
+    )
+    assert kinds(merge_once(history.git_dir, target, source)) == {b"u": "binary"}
+
+
 def test_a_source_chooses_no_driver_of_the_users(history: History) -> None:
     history.git("config", "merge.run.driver", f"touch {history.path}/ran; cat %A >/dev/null")
     base = history.commit({"a": "1\n"})
@@ -162,9 +193,8 @@ def test_attributes_in_the_users_index_do_not_count(history: History) -> None:
     assert kinds(merge_once(history.git_dir, target, source)) == {b"u": "contents"}
 
 
-def test_attributes_that_are_a_link_do_not_count(history: History, tmp_path: Path) -> None:
-    (tmp_path / "rules").write_text("u merge=union\n")
-    rule: dict[str, Content] = {".gitattributes": link(str(tmp_path / "rules"))}
+def test_attributes_that_are_a_link_do_not_count(history: History) -> None:
+    rule: dict[str, Content] = {".gitattributes": link("u merge=union")}
     base = history.commit({**rule, "u": "0\n"})
     target = history.commit({**rule, "u": "0\nt\n"}, base)
     source = history.commit({**rule, "u": "0\ns\n"}, base)
@@ -302,6 +332,12 @@ def test_closing_leaves_no_process_no_descriptor_and_no_directory(history: Histo
     engine.close()
     assert (children(), os.listdir("/proc/self/fd")) == before
     assert list(places.iterdir()) == []
+
+
+def test_without_a_place_for_its_files_there_is_an_error(history: History, places: Path) -> None:
+    places.rmdir()
+    with pytest.raises(StoreError, match="no place to lay out attributes"):
+        MergeEngine(history.git_dir, None)
 
 
 def test_what_clears_old_temporary_files_leaves_its_directory_alone(history: History, places: Path) -> None:

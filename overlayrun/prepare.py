@@ -36,6 +36,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from overlayrun.model import CommitId
     from overlayrun.store.location import Repository
     from overlayrun.workspace.layout import Layout
 
@@ -265,6 +266,15 @@ def _take_carried(
     prepared.notes += carried.notes
 
 
+def _target_commit(repository: Repository, record: Record) -> CommitId | None:
+    if record.target is None or record.target == repository.branch:
+        return repository.head
+    try:
+        return resolve_commit(repository, branch_ref(record.target))[0]
+    except UsageError:  # a branch that its first commit will make
+        return None
+
+
 def claim(
     repository: Repository, layout: Layout, record: Record, command: Sequence[str], given: BranchName | None
 ) -> None:
@@ -318,8 +328,9 @@ def _fill(repository: Repository, layout: Layout, record: Record) -> None:
     if record.home == "cow":
         hide_secrets(place.home_upper)
     refs = {}
-    if record.target and repository.head:
-        refs[f"refs/heads/{record.target}"] = repository.head
+    target = _target_commit(repository, record)
+    if record.target and target:
+        refs[branch_ref(record.target)] = target
     if record.base:
         refs[branch_ref(record.branch)] = record.base
     write_git_directory(repository, place.git_upper, OBJECTS, branch_ref(record.branch), refs)

@@ -54,7 +54,8 @@ def recover(repository: Repository, layout: Layout, record: Record, tell: Callab
     rebuilt from the last snapshot.
     """
     run = record.last_run
-    if os.stat(layout.workspace(record.id).upper).st_ino != record.inode:
+    is_another = os.stat(layout.workspace(record.id).upper).st_ino != record.inode
+    if is_another and not _is_completed(layout, record):
         tell(f"branch {record.branch} is a copy: rebuilding it from its last snapshot")
         _rebuild(repository, layout, record, tell)
     if run is None:
@@ -68,6 +69,13 @@ def recover(repository: Repository, layout: Layout, record: Record, tell: Callab
         return
     run.ended, run.boot = run.ended or time.time(), boot_id()
     record.save(layout.workspace(record.id).record)
+
+
+def _is_completed(layout: Layout, record: Record) -> bool:
+    """Whether a sync or a restore was killed in the middle of its exchange, which is finished now."""
+    from overlayrun.swap import complete
+
+    return complete(layout, record) is not None
 
 
 def synced_mark(layout: Layout, record: Record) -> str:

@@ -7,8 +7,6 @@ workspace stands on the target's commit, so that the branch differs from its bas
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,19 +14,19 @@ from overlayrun.adopt import Adoption, Trees
 from overlayrun.capture import capture
 from overlayrun.errors import StoreError, UsageError, WorkspaceError
 from overlayrun.files import remove_tree
+from overlayrun.forward import Forward, Merger, Present
 from overlayrun.idle import idle_sandbox
 from overlayrun.live import LiveSandbox
 from overlayrun.model import EMPTY_TREE, BranchName, CommitId, SnapshotReason, TreeId
 from overlayrun.snapshot import Snapshot
-from overlayrun.store.commits import format_commit
 from overlayrun.store.git import git
 from overlayrun.store.location import Repository
 from overlayrun.store.merger import Conflict, MergeEngine
-from overlayrun.store.refs import branch_ref, dirty_ref, landed_ref
-from overlayrun.store.repo import Repo, SnapshotInfo
-from overlayrun.store.settings import read_settings
-from overlayrun.store.trees import count_changes, is_tree
+from overlayrun.store.refs import branch_ref
+from overlayrun.store.repo import Repo
+from overlayrun.store.trees import count_changes
 from overlayrun.swap import (
+    Fresh,
     copy_git,
     installed,
     layers_kept,
@@ -37,7 +35,7 @@ from overlayrun.swap import (
     run_git,
     stand_on,
 )
-from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.layout import Layout, WorkspaceLayout
 from overlayrun.workspace.record import Record
 
 # Names in a `.git` while git waits for the agent (git's wt-status.c, wt_status_get_state).
@@ -51,7 +49,6 @@ _UNFINISHED: Final = {
     "BISECT_START": "bisect",
 }
 _IN_THE_WAY: Final = "ignored file in the way"
-_ABSENT: Final = b"0 " + b"0" * 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +68,11 @@ class Synced:
 
 
 @dataclass(frozen=True, slots=True)
-class _Present:
-    """The workspace before. head: its HEAD, the base where the agent made no commit; own: only if it did."""
+class _Start:
+    """Trees that the workspace stood on before. files: with the user's uncommitted changes."""
 
-    snapshot: SnapshotInfo
-    left_out: frozenset[bytes]
-    head: CommitId | None
-    own: CommitId | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Merge:
-    """The workspace after: its HEAD, uncommitted changes of the user's it began with, all its files."""
-
-    head: CommitId | None
-    dirty: CommitId | None
-    tree: TreeId
-    conflicts: tuple[Conflict, ...] = ()
-    notes: tuple[str, ...] = ()
+    base: TreeId
+    files: TreeId
 
 
 def sync(repository: Repository, layout: Layout, record: Record, into: BranchName | None = None) -> Synced:
@@ -111,7 +95,7 @@ def sync(repository: Repository, layout: Layout, record: Record, into: BranchNam
     if present.head and repo.is_ancestor(goal, present.head):
         return _nothing_to_do(record, target, goal)
     with MergeEngine(record.common_dir, goal, alone=True) as engine:
-        merge = _Merger(repo, engine, record, target, goal).merge(present)
+        merge = Merger(repo, engine, record, target, goal).merge(present)
     if merge.conflicts:
         return _refused(record, target, goal, merge.conflicts)
     return _carry_out(repository, layout, record, target, goal, (present, merge))
@@ -138,7 +122,7 @@ def _refused(record: Record, target: BranchName, goal: CommitId, conflicts: tupl
 
 def _take_present(
     repository: Repository, layout: Layout, record: Record, repo: Repo, message: str
-) -> _Present:
+) -> Present:
     """Snapshot what is there, and see that the store knows the agent's HEAD."""
     if record.last_run is None:  # nobody would finish for us after a kill
         raise WorkspaceError(
@@ -162,128 +146,7 @@ def _take_present(
             details="\n".join(taken.notes) or None,
             hint=f"look at them inside: overlayrun shell {record.branch}",
         )
-    return _Present(snapshot, frozenset(item.path for item in taken.left_out), head, snapshot.head)
-
-
-@dataclass(frozen=True, slots=True)
-class _Merger:
-    """Merges that lead to the workspace's next state. Writes objects, moves nothing."""
-
-    repo: Repo
-    engine: MergeEngine
-    record: Record
-    target: BranchName
-    goal: CommitId
-
-    def merge(self, present: _Present) -> _Merge:
-        """The next state, or what conflicts: first the agent's commits, then what it left uncommitted."""
-        head, conflicts = self._merge_head(present)
-        if conflicts:
-            return _Merge(head, None, present.snapshot.tree, conflicts)
-        dirty, notes = self._merge_dirty()
-        # Between the two lies the uncommitted work. Where the branch began with changes of the user's, its
-        # own change is counted from them, and they may have come to the target in another form meanwhile.
-        old, new = (present.head, head) if self.record.dirty is None else (self.record.dirty, dirty)
-        old, new = self._landed(present) or old or self._empty(), new or self.goal
-        if self.repo.tree_of(old) == present.snapshot.tree:
-            return _Merge(head, dirty, self.repo.tree_of(new), (), notes)
-        merged = self.engine.merge(new, present.snapshot.commit, old)
-        return _Merge(head, dirty, merged.tree, merged.conflicts, notes)
-
-    def _merge_head(self, present: _Present) -> tuple[CommitId, tuple[Conflict, ...]]:
-        if present.own is None or self.repo.is_ancestor(present.own, self.goal):
-            return self.goal, ()
-        merged = self.engine.merge(present.own, self.goal)
-        if merged.conflicts:
-            return self.goal, merged.conflicts
-        message = f"Merge branch '{self.target}' into {self.record.branch}\n"
-        return self._commit(merged.tree, [present.own, self.goal], message), ()
-
-    def _merge_dirty(self) -> tuple[CommitId | None, tuple[str, ...]]:
-        """The user's uncommitted changes over the target; None where it has them all.
-
-        What the target has in another form is the target's: its user has gone on from there.
-        """
-        if self.record.dirty is None:
-            return None, ()
-        merged = self.engine.merge(self.record.dirty, self.goal, self.record.base or self._empty())
-        paths = [each.path for each in merged.conflicts]
-        tree = self._with_targets(merged.tree, paths) if paths else merged.tree
-        notes = tuple(
-            f"{os.fsdecode(path)}: {self.target}'s version replaces the uncommitted one that the branch"
-            " began with"
-            for path in paths
-        )
-        if tree == self.repo.tree_of(self.goal):
-            return None, notes
-        former = self.repo.ref(dirty_ref(self.record.id)) or self.record.dirty
-        return self._commit(tree, [self.goal, former], "Uncommitted changes, synced\n"), notes
-
-    def _with_targets(self, tree: TreeId, paths: Sequence[bytes]) -> TreeId:
-        """`tree` with what the target has at `paths`. O(files), through an index: no usual case."""
-        index = f"{self.repo.git_dir}/overlayrun-sync-{os.getpid()}.index"
-        lines = [b"%b\t%b\0" % (self._entry(path), path) for path in paths]
-        env = {"GIT_INDEX_FILE": index}
-        try:
-            git(["read-tree", tree], git_dir=self.repo.git_dir, env=env)
-            # Removals first: a file may have taken the place of a directory.
-            git(
-                ["update-index", "-z", "--index-info"],
-                git_dir=self.repo.git_dir,
-                env=env,
-                input=b"".join(sorted(lines)),
-            )
-            return TreeId(git(["write-tree"], git_dir=self.repo.git_dir, env=env).decode().strip())
-        finally:
-            if os.path.exists(index):
-                os.unlink(index)
-
-    def _entry(self, path: bytes) -> bytes:
-        """`<mode> <id>` of a file of the target, as `git update-index --index-info` reads it."""
-        *above, name = path.split(b"/")
-        entries = self.repo.read_tree(bytes.fromhex(self.repo.tree_of(self.goal)))
-        for directory in above:
-            entry = entries.get(directory)
-            if entry is None or not is_tree(entry):
-                return _ABSENT
-            entries = self.repo.read_tree(entry[1])
-        found = entries.get(name)
-        return b"%b %b" % (found[0], found[1].hex().encode()) if found and not is_tree(found) else _ABSENT
-
-    def _landed(self, present: _Present) -> CommitId | None:
-        """What of the branch the target got since the base, if it holds the agent's HEAD: merge from there.
-
-        Else what the agent went on to do with landed lines would conflict with them.
-        """
-        found = self._noted() or self._merged_tip()
-        if found is None or (present.head and not self.repo.is_ancestor(present.head, found)):
-            return None
-        return found
-
-    def _noted(self) -> CommitId | None:
-        note = self.repo.ref(landed_ref(self.record.id, self.target))
-        if note is None or len(parents := self.repo.commit(note).parents) < 2:
-            return None
-        landing, landed = parents[:2]
-        is_in_base = self.record.base and self.repo.is_ancestor(landing, self.record.base)
-        return landed if self.repo.is_ancestor(landing, self.goal) and not is_in_base else None
-
-    def _merged_tip(self) -> CommitId | None:
-        known = ["--not", self.record.base] if self.record.base else []
-        listed = git(["rev-list", self.goal, *known], git_dir=self.repo.git_dir)
-        since = set(listed.decode().split())
-        tips = (snapshot.tip for snapshot in self.repo.snapshots(self.record.id))
-        return next((tip for tip in tips if tip in since), None)
-
-    def _empty(self) -> CommitId:
-        """What a branch of a repository without commits began from."""
-        return self._commit(EMPTY_TREE, [], "empty\n")
-
-    def _commit(self, tree: TreeId, parents: list[CommitId], message: str) -> CommitId:
-        identity = read_settings(self.repo.git_dir).identity
-        return self.repo.write_commit(
-            format_commit(bytes.fromhex(tree), parents, identity, int(time.time()), message)
-        )
+    return Present(snapshot, frozenset(item.path for item in taken.left_out), head, snapshot.head)
 
 
 def _carry_out(
@@ -292,24 +155,23 @@ def _carry_out(
     record: Record,
     target: BranchName,
     goal: CommitId,
-    states: tuple[_Present, _Merge],
+    states: tuple[Present, Forward],
 ) -> Synced:
     """Make the next state aside, put it in place, snapshot it."""
     present, merge = states
-    repo, place = Repo(record.common_dir), layout.workspace(record.id)
-    start = repo.tree_of(record.dirty or record.base)
+    repo = Repo(record.common_dir)
+    start = _Start(record.tree, repo.tree_of(record.dirty or record.base))
     with layers_kept(layout):
         stand_on(repository, layout, record, goal, merge.dirty)
         fresh = make_fresh(repository, layout, record, merge.tree)
-        trees = Trees(start, present.snapshot.tree, merge.tree)
-        old, new = os.fsencode(place.upper), os.fsencode(fresh.upper)
-        adoption = Adoption(repo, old, new, trees, present.left_out)
-        adoption.take()
-        if adoption.in_the_way:
+        try:
+            in_the_way = _fill(layout.workspace(record.id), fresh, record, start, states)
+        except OSError as err:
             remove_tree(fresh.root)
-            conflicts = tuple(Conflict(path, _IN_THE_WAY) for path in sorted(adoption.in_the_way))
-            return _refused(record, target, goal, conflicts)
-        copy_git(place, fresh)
+            raise WorkspaceError(f"the branch's files can't be taken along: {err}") from err
+        if in_the_way:
+            remove_tree(fresh.root)
+            return _refused(record, target, goal, in_the_way)
         with open_fresh(repository, layout, record, fresh) as live:
             _move_head(live, record, target, present.head, merge.head)
         with installed(layout, record, fresh), idle_sandbox(repository, layout, record) as live:
@@ -322,6 +184,22 @@ def _carry_out(
         f" ({files} file{'s' * (files != 1)}): snapshot {taken.number}"
     )
     return Synced(said, target, goal, (), taken, (*merge.notes, *taken.notes))
+
+
+def _fill(
+    place: WorkspaceLayout, fresh: Fresh, record: Record, start: _Start, states: tuple[Present, Forward]
+) -> tuple[Conflict, ...]:
+    """Take along what git does not hold, and times; what the target has at such a path is a conflict."""
+    present, merge = states
+    repo = Repo(record.common_dir)
+    trees = Trees(start.files, present.snapshot.tree, merge.tree)
+    upper = Adoption(repo, os.fsencode(place.upper), os.fsencode(fresh.upper), trees, present.left_out)
+    upper.take()
+    if record.dirty:
+        trees = Trees(start.base, start.files, repo.tree_of(record.dirty))
+        Adoption(repo, os.fsencode(place.dirty), os.fsencode(fresh.dirty), trees, ()).take()
+    copy_git(place, fresh)
+    return tuple(Conflict(path, _IN_THE_WAY) for path in sorted(upper.in_the_way))
 
 
 def _count_files(repo: Repo, old: TreeId, new: TreeId) -> int:

@@ -52,8 +52,19 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
     ),
     (
         (
-            *("removal", "prepare", "capture", "report", "restore", "recover", "durable", "bring"),
-            *("revision", "overview", "collect", "supervisor", "finish", "run", "sync"),
+            *(
+                "removal",
+                "prepare",
+                "capture",
+                "adopt",
+                "swap",
+                "report",
+                "restore",
+                "recover",
+                "durable",
+                "bring",
+            ),
+            *("revision", "overview", "collect", "supervisor", "finish", "run", "forward", "sync"),
         ),
     ),
     (
@@ -67,7 +78,15 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
             ),
             *("reconcile.background", "reconcile.queue", "reconcile.checks", "reconcile.candidates"),
             *("reconcile.conflict", "reconcile.acceptance", "reconcile.resolutions", "reconcile.resolvers"),
-            *("reconcile.replay", "reconcile.exchange", "reconcile.deliver", "reconcile.land"),
+            *(
+                "reconcile.replay",
+                "reconcile.steps",
+                "reconcile.backup",
+                "reconcile.worktrees",
+                "reconcile.exchange",
+                "reconcile.deliver",
+                "reconcile.land",
+            ),
             *("reconcile.gate", "reconcile.forecast", "reconcile.handoff", "reconcile.reconciler"),
         ),
     ),

@@ -253,14 +253,15 @@ def test_a_state_directory_elsewhere(repo: UserRepo, tmp_path: Path) -> None:
 def test_odd_names_and_closed_directories_come_along(repo: UserRepo) -> None:
     repo.commit("start", **{".gitignore": "cache\n*.o\n"})
     repo.inside(
-        "mkdir -p cache/in; echo x >cache/in/f; mkfifo cache/pipe; printf x >\"$(printf 'a\\377\\nb.o')\"; chmod 0 cache/in"
+        "mkdir -p cache/in; echo x >cache/in/f; mkfifo cache/pipe; printf x >\"$(printf 'a\\377\\nb.o')\"; mkdir shut; echo s >shut/s; echo o >shut/s.o; chmod 0 cache/in; git add shut; chmod 0 shut"
     )
     repo.commit("mine", mine="m\n")
     sync(repo)
     assert repo.inside(
-        "stat -c %a cache/in; chmod 700 cache/in; cat cache/in/f; test -p cache/pipe; ls | grep -c 'b.o'"
-    ).split() == ["0", "x", "1"]
-    os.chmod(repo.workspace() / "kept/1/upper/cache/in", 0o700)
+        "stat -c %a cache/in shut; chmod 700 cache/in shut; cat cache/in/f shut/s shut/s.o; test -p cache/pipe; ls | grep -c 'b.o'"
+    ).split() == ["0", "0", "x", "s", "o", "1"]
+    for name in ("cache/in", "shut"):  # pytest could not remove them
+        (repo.workspace() / "kept/1/upper" / name).chmod(0o700)
 
 
 @pytest.fixture

@@ -376,3 +376,10 @@ def test_linked_files_inside_behave(repo: UserRepo) -> None:
 def test_renaming_a_new_directory_works(repo: UserRepo) -> None:
     repo.inside("mkdir new; echo x >new/f; mv new newer; cat newer/f")
     assert repo.show("b", "newer/f") == "x\n"
+
+
+def test_the_target_is_there_at_its_own_commit(repo: UserRepo) -> None:
+    repo.git("branch", "release")
+    repo.commit("later", new="1\n")
+    done = repo.overlayrun("-q", "--into", "release", "-b", "b", "--", "git", "rev-parse", "release")
+    assert done.out.strip() == repo.git("rev-parse", "release") != repo.git("rev-parse", "HEAD")

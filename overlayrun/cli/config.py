@@ -14,8 +14,8 @@ from overlayrun.cli.options import Option
 from overlayrun.cli.render import say, say_json, say_table
 from overlayrun.cli.words import ParamType, json_option
 from overlayrun.errors import UsageError
-from overlayrun.reconcile.settings import KEYS as RECONCILE_KEYS
 from overlayrun.reconcile.settings import FILE, TABLE, Settings, file_values
+from overlayrun.reconcile.settings import KEYS as RECONCILE_KEYS
 from overlayrun.store.git import git
 
 # Every setting: of runs, and of the reconciler.

@@ -208,8 +208,7 @@ class _Court:
     def _plain(self, conflict: Conflict, before: Entry | None, after: Entry | None) -> Iterator[str]:
         """Faults of a path without blocks: a binary file, a deletion, a rename, a symlink, a submodule."""
         name, versions = shown(conflict.path), _versions(conflict)
-        tied = [_versions(other)[side] for other in self.tied[conflict.path] for side in (_OURS, _THEIRS)]
-        sides = (versions[_OURS], versions[_THEIRS], *filter(None, tied))
+        sides = (versions[_OURS], versions[_THEIRS], *self._set_aside(conflict))
         if after == before or after in sides:
             return
         if after is None:
@@ -221,6 +220,12 @@ class _Court:
         elif self._markers(after) - self._known_markers(versions):
             yield f"conflict markers are left in {name}"
 
+    def _set_aside(self, conflict: Conflict) -> Iterator[Entry]:
+        """Versions that git put under another name, and that belong here as well."""
+        for other in self.tied[conflict.path]:
+            if not conflict.stages or _SET_ASIDE.sub(b"", other.path) == conflict.path != other.path:
+                yield from filter(None, (_versions(other)[side] for side in (_OURS, _THEIRS)))
+
     def _group(self, group: list[Conflict]) -> Iterator[str]:
         """Faults of paths that one message of git's ties together."""
         paths = [conflict.path for conflict in group]
@@ -228,10 +233,17 @@ class _Court:
         if not any(path in self.changes or self.proposal.declares(path) for path in paths):
             yield f"it left {names} as it lay, and did not declare it"
         there = {path for path in paths if entry_at(self.objects, self.proposal.tree, path)}
-        wanted = [{c.path for c in group if _versions(c)[side]} for side in (_OURS, _THEIRS)]
-        added = (change for change in self.changes.values() if not change.before)
-        if not any(side <= there for side in wanted) and not any(c.path not in paths for c in added):
+        if not self._is_complete(group, there):
             yield f"neither side's paths are all there: {names}"
+
+    def _is_complete(self, group: list[Conflict], there: set[bytes]) -> bool:
+        """Whether nothing was lost with the paths of a group that are not there."""
+        if any(not change.before and change.path not in self.conflicted for change in self.changes.values()):
+            return True  # it may have moved: each new path is declared
+        if not any(_versions(conflict)[1] for conflict in group):
+            return bool(there)  # no side removed what a side added: it stands under one of its names
+        wanted = ({c.path for c in group if _versions(c)[side]} for side in (_OURS, _THEIRS))
+        return any(side <= there for side in wanted)
 
     def _groups(self) -> Iterator[list[Conflict]]:
         """Conflicts that are tied together by a rename or a clash of names; every other path alone."""

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from overlayrun.errors import StoreError
 from overlayrun.model import CommitId, TreeId
 from overlayrun.reconcile.queue import Item
 from overlayrun.reconcile.settings import LandingMode
@@ -111,7 +110,8 @@ class Builder:
             if isinstance(made, Clash):
                 clashes.append(made)
             elif made is None:
-                held.append(item)
+                # What only a candidate has is not on the target yet: the next chain tells.
+                held += [item] if onto == base else []
             else:
                 candidates.append(made)
                 onto = made.commit
@@ -121,15 +121,16 @@ class Builder:
         """One branch on top of `onto`; None where that has the whole change already."""
         if self._fast_forward and self._can_forward(onto, item):
             return self._made(item, onto, item.tip)
-        if self._mode is LandingMode.REBASE and item.base is None:
-            return self._rebased(onto, item)
         proposal = self._proposals.get(item.record.id)
         if proposal is not None and proposal.source == item.tip:
             return self._proposed(onto, item, proposal)
         merged = self._engine.merge(onto, item.tip, item.base)
         if not merged.is_clean:
             return Clash(item, onto, item.base, merged)
-        return self._merged(onto, item, merged.tree)
+        again = None
+        if self._mode is LandingMode.REBASE and item.base is None:
+            again = self._rebased(onto, item, merged.tree)
+        return self._made(item, onto, again) if again else self._merged(onto, item, merged.tree)
 
     def _proposed(self, onto: CommitId, item: Item, proposal: Proposal) -> Candidate | Clash | None:
         """A resolved merge; where the target has moved on meanwhile, merged with that once more."""
@@ -174,23 +175,22 @@ class Builder:
         for line in git(words, git_dir=self._repo.git_dir).decode().split():
             yield self._repo.commit(line)
 
-    def _rebased(self, onto: CommitId, item: Item) -> Candidate | Clash | None:
-        """Each commit of the branch again on top of `onto`, with its own message."""
-        whole = self._engine.merge(onto, item.tip)
+    def _rebased(self, onto: CommitId, item: Item, tree: TreeId) -> CommitId | None:
+        """Each commit of the branch again on top of `onto`, with its own message.
+
+        None where that does not come to `tree`, its merge: a commit conflicts alone, a merge of the branch's
+        own would be lost, or nothing is new. Such a branch lands as one commit.
+        """
         at = onto
         for commit in self._own_commits(item):
             if self._repo.is_ancestor(commit.id, onto):
                 continue
             merged = self._engine.merge(at, commit.id, commit.parents[0] if commit.parents else None)
             if not merged.is_clean:
-                return Clash(item, at, None, merged)
+                return None
             if merged.tree != self._repo.tree_of(at):
                 at = self._commit(merged.tree, [at], commit.message)
-        if whole.is_clean and self._repo.tree_of(at) != whole.tree:
-            raise StoreError(
-                f"branch {item.branch} has merges that a rebase would lose", hint="land it by a merge"
-            )
-        return None if at == onto else self._made(item, onto, at)
+        return None if at == onto or self._repo.tree_of(at) != tree else at
 
     def _commit(self, tree: TreeId, parents: list[CommitId], message: str) -> CommitId:
         data = format_commit(bytes.fromhex(tree), parents, self._identity, int(time.time()), message)

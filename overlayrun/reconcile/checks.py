@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +24,8 @@ from overlayrun.workspace.layout import Layout
 
 COULD_NOT_START: Final = 125  # ours, not the check's
 TIMED_OUT: Final = 124
+# So a check that ends with 125, by an agent's will perhaps, has failed and stops nobody else.
+_GUARDED: Final = "/bin/sh -c {} || status=$?; test ${{status:-0}} -ne 125 || status=1; exit ${{status:-0}}"
 # Of a terminal, a session or a moment: no tool's result hangs on them.
 _VOLATILE: Final = frozenset(
     {"TERM", "COLUMNS", "LINES", "SHLVL", "_", "WINDOWID", "TMUX", "TMUX_PANE", "STY"}
@@ -94,7 +97,8 @@ class Checks:
         options = ("--rm", "--quiet", "--base", question.commit, "--dirty", "ignore")
         limit = ("--timeout", f"{self._timeout:g}s")
         began = time.time()
-        job = Background([*options, *limit], self.command, cwd=self._root, log=f"{name}.log")
+        command = _GUARDED.format(shlex.quote(self.command))
+        job = Background([*options, *limit], command, cwd=self._root, log=f"{name}.log")
         return Running(question, job, began, self.command)
 
 

@@ -21,7 +21,7 @@ repository's root; a byte that is no UTF-8 is a lone surrogate (\udcXX).
       stages        {base, ours, theirs}: null where that version has no such file, else {mode, oid, file};
                     file: its content, null for a submodule
       ours_commits  commits since the base that changed the path on that side, newest first:
-                    {count, commits}; the first LISTED_COMMITS of them. null beyond LISTED_PATHS paths
+                    {count, commits}; the newest 20 of them; null from the 101st path on
       a commit      {id, author, time, message}: time in seconds since the epoch; message: list of its lines
     messages        what git said of the merge
     both_touched    {count, paths}: other paths that both sides changed and that merged cleanly
@@ -53,7 +53,7 @@ from overlayrun.workspace.record import Record
 SCHEMA: Final = 1
 LISTED_COMMITS: Final = 20
 LISTED_PATHS: Final = 100
-_LISTED_BOTH: Final = 500
+_LISTED_FILES: Final = 500
 _DIFF_BYTES: Final = 256 << 10
 _LOG_BYTES: Final = 64 << 10
 _STAGES: Final[Mapping[int, str]] = {1: "base", 2: "ours", 3: "theirs"}
@@ -151,6 +151,11 @@ class _Description:
         self._told = case.whole or case
         self._directory = directory
         self._paths = [conflict.path for conflict in case.merged.conflicts]
+        base = repo.tree_of(case.base)
+        self._changed = {
+            side: {change.path for change in changed_paths(repo, base, repo.tree_of(side))}
+            for side in (case.tip, case.source)
+        }
 
     def files(self) -> dict[str, bytes | Entry]:
         case = self._case
@@ -212,41 +217,34 @@ class _Description:
         """Commits since the base that changed a path."""
         shape = "--format=%H%x00%an <%ae>%x00%at%x00%B"
         words = ["log", "-z", "--no-show-signature", "--encoding=UTF-8", shape, f"{self._told.base}..{side}"]
-        fields = self._git(*words, "--", _argument(path)).split(b"\0")
+        fields = self._git(*words, "--", _text(path)).split(b"\0")
         rows = list(zip(*[iter(fields)] * 4, strict=False))
         return {"count": len(rows), "commits": [_commit_record(row) for row in rows[:LISTED_COMMITS]]}
 
     def _both_touched(self) -> dict[str, Any]:
-        trees = [
-            self._repo.tree_of(commit) for commit in (self._case.base, self._case.tip, self._case.source)
-        ]
-        ours, theirs = (
-            {change.path for change in changed_paths(self._repo, trees[0], side)} for side in trees[1:]
-        )
+        ours, theirs = (self._changed[side] for side in (self._case.tip, self._case.source))
         both = sorted((ours & theirs).difference(self._paths))
-        return {"count": len(both), "paths": [_text(path) for path in both[:_LISTED_BOTH]]}
+        return {"count": len(both), "paths": [_text(path) for path in both[:_LISTED_FILES]]}
 
     def _diff(self, side: CommitId) -> bytes:
         """Patch text from the base, conflicted paths first, cut where it is long."""
-        first = [_argument(path) for path in self._paths[:LISTED_PATHS]]
-        patch = b"".join(
-            (
-                self._patch(side, [f":(top,literal){path}" for path in first]),
-                self._patch(side, [":(top)", *(f":(top,literal,exclude){path}" for path in first)]),
-            )
-        )
-        if len(patch) <= _DIFF_BYTES:
+        changed = self._changed[side]
+        first = [path for path in self._paths if path in changed]
+        others = sorted(changed.difference(first))
+        patch = b"".join(self._patch(side, paths[:_LISTED_FILES]) for paths in (first, others))
+        if max(len(first), len(others)) <= _LISTED_FILES and len(patch) <= _DIFF_BYTES:
             return patch
-        note = f"\n[cut: {len(patch) - _DIFF_BYTES} bytes more: git diff {self._case.base} {side}]\n"
+        note = f"\n[cut here; all of it: git diff {self._case.base} {side}]\n"
         return patch[:_DIFF_BYTES] + note.encode()
 
-    def _patch(self, side: CommitId, paths: list[str]) -> bytes:
+    def _patch(self, side: CommitId, paths: list[bytes]) -> bytes:
+        if not paths:  # git takes that for all
+            return b""
         words = ["diff-tree", "-r", "-p", "--no-renames", "--no-ext-diff", "--no-textconv"]
-        return self._git(*words, self._case.base, side, "--", *paths)
+        return self._git(*words, self._case.base, side, "--", *map(_text, paths))
 
     def _git(self, *words: str) -> bytes:
-        literal = {} if words[0] == "diff-tree" else {"GIT_LITERAL_PATHSPECS": "1"}
-        return git(words, git_dir=self._repo.git_dir, env=literal)
+        return git(words, git_dir=self._repo.git_dir, env={"GIT_LITERAL_PATHSPECS": "1"})
 
 
 def _blob(number: int, stage: int) -> str:
@@ -258,12 +256,8 @@ def _has_content(mode: bytes) -> bool:
 
 
 def _text(path: bytes) -> str:
+    """As JSON and as an argument of git's: other bytes than UTF-8 come out as they went in."""
     return path.decode("utf-8", "surrogateescape")
-
-
-def _argument(path: bytes) -> str:
-    """A path as an argument of git's: bytes come out as they went in."""
-    return _text(path)
 
 
 def _commit_record(row: tuple[bytes, ...]) -> dict[str, Any]:

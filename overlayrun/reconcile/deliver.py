@@ -14,20 +14,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from overlayrun.errors import RefMoved, StoreError
+from overlayrun.errors import RefMoved
 from overlayrun.files import remove_tree
 from overlayrun.model import BranchName, CommitId
 from overlayrun.reconcile.exchange import (
-    Held,
     Order,
     Tell,
     Touched,
-    WorkTree,
     exchange,
     recover_exchange,
     scratch_directory,
     see,
 )
+from overlayrun.reconcile.worktrees import Held, WorkTree, checked_out
 from overlayrun.store.commits import printable
 from overlayrun.store.git import GitFailed, git
 from overlayrun.store.refs import RefUpdate, branch_ref, update_refs
@@ -39,30 +38,10 @@ _PATIENCE: Final = 30.0
 """Seconds to wait for another delivery."""
 _PAUSE: Final = 0.02
 _GITLINK: Final = "160000"
-# What lies in a working tree's git directory meanwhile; git's wt-status.c looks for the same.
-_UNDER_WAY: Final = (
-    ("rebase-apply/applying", "git am"),
-    ("rebase-apply", "a rebase"),
-    ("rebase-merge", "a rebase"),
-    ("MERGE_HEAD", "a merge"),
-    ("CHERRY_PICK_HEAD", "a cherry-pick"),
-    ("REVERT_HEAD", "a revert"),
-    ("sequencer", "a cherry-pick or revert"),
-    ("BISECT_START", "a bisect"),
-)
-# Files that name the branch that a rebase or bisect will come back to.
-_RETURNS: Final = (
-    "rebase-merge/head-name",
-    "rebase-merge/update-refs",
-    "rebase-apply/head-name",
-    "BISECT_START",
-)
-_DIRTY, _STAGED, _UNTRACKED, _IGNORED = (
-    "dirty",
-    "staged",
-    "untracked and in the way",
-    "ignored and in the way",
-)
+_DIRTY: Final = "dirty"
+_STAGED: Final = "staged"
+_UNTRACKED: Final = "untracked and in the way"
+_IGNORED: Final = "ignored and in the way"
 
 
 def deliver(
@@ -87,7 +66,7 @@ def deliver(
         held = recover_exchange(common_dir, layout, tell)
         if held:
             return held
-        trees, held = _checked_out(common_dir, target)
+        trees, held = checked_out(common_dir, target)
         _check_ref(common_dir, target, old)
         if trees and not held:
             order = Order(layout, common_dir, target, old, new, _touched(common_dir, old, new))
@@ -148,87 +127,6 @@ def _check_ref(common_dir: str, target: BranchName, old: CommitId) -> None:
     now = git(["rev-parse", "--verify", "-q", branch_ref(target)], git_dir=common_dir, check=False)
     if now.decode().strip() != old:
         raise RefMoved(f"{target} was moved by somebody else meanwhile")
-
-
-def _checked_out(common_dir: str, target: BranchName) -> tuple[list[WorkTree], tuple[Held, ...]]:
-    """Working trees that have a branch checked out, and those that can't let it be moved now."""
-    trees, held = [], []
-    for number, lines in enumerate(_listed(common_dir)):
-        path, attributes = lines[0].removeprefix("worktree "), lines[1:]
-        has_branch = f"branch {branch_ref(target)}" in attributes
-        if "bare" in attributes or (number and not os.path.isdir(path)):
-            continue
-        tree = _linked(common_dir, path) if number else _main_tree(common_dir, path)
-        if tree and (has_branch or _comes_back(tree, target)):
-            trees.append(tree)
-            held += [Held(tree.path, f"{what} is under way") for what in _under_way(tree)]
-        elif has_branch and not number:
-            held.append(Held(common_dir, "git can't say where its working tree is"))
-    return trees, tuple(held)
-
-
-def _listed(common_dir: str) -> list[list[str]]:
-    """Lines of each working tree as git lists them, the main one first."""
-    listed = git(["worktree", "list", "--porcelain", "-z"], git_dir=common_dir)
-    return [part.split("\0") for part in os.fsdecode(listed).split("\0\0") if part]
-
-
-def _linked(common_dir: str, path: str) -> WorkTree | None:
-    """The working tree at `path`, if it is one of this repository's."""
-    dot = f"{path}/.git"
-    try:
-        if os.path.isdir(dot):
-            git_dir = dot
-        else:
-            with open(dot, encoding="utf-8", errors="surrogateescape") as file:
-                git_dir = os.path.join(path, file.read().strip().removeprefix("gitdir: "))
-        shared = (
-            common_dir if os.path.samefile(git_dir, common_dir) else os.path.dirname(os.path.dirname(git_dir))
-        )
-        is_ours = os.path.samefile(shared, common_dir)
-    except OSError:
-        return None
-    return WorkTree(path, os.path.realpath(git_dir)) if is_ours else None
-
-
-def _main_tree(common_dir: str, path: str) -> WorkTree | None:
-    """The main working tree; git lists the git directory where that lies elsewhere (--separate-git-dir)."""
-    usual = _linked(common_dir, path)
-    if usual:
-        return usual
-    set_to = os.fsdecode(git(["config", "--null", "core.worktree"], git_dir=common_dir, check=False)).rstrip(
-        "\0"
-    )
-    here = os.getcwd()
-    above = ["/".join(here.split("/")[:end]) or "/" for end in range(here.count("/") + 1, 0, -1)]
-    for place in [*([os.path.normpath(os.path.join(common_dir, set_to))] if set_to else []), *above]:
-        tree = _linked(common_dir, place)
-        if tree and os.path.samefile(tree.git_dir, common_dir):
-            return tree
-    return None
-
-
-def _comes_back(tree: WorkTree, target: BranchName) -> bool:
-    """Whether a rebase or bisect that is under way in the tree will come back to the branch."""
-    names = {branch_ref(target), target}
-    return any(not names.isdisjoint(_lines(f"{tree.git_dir}/{name}")) for name in _RETURNS)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().split("\n")
-    except OSError:
-        return []
-
-
-def _under_way(tree: WorkTree) -> list[str]:
-    """What keeps the tree from being moved, most important first; at most one."""
-    found = [what for name, what in _UNDER_WAY if os.path.lexists(f"{tree.git_dir}/{name}")]
-    return found[:1]
-
-
-# What is in the way
 
 
 def _touched(common_dir: str, old: CommitId, new: CommitId) -> list[Touched]:
@@ -404,8 +302,5 @@ def _move_files(tree: WorkTree, old: CommitId, new: CommitId) -> None:
 def _refused(tree: WorkTree, err: GitFailed) -> Held:
     if os.path.lexists(f"{tree.git_dir}/index.lock"):
         return Held(tree.path, "another git process holds index.lock")
-    return Held(tree.path, f"git refuses: {_first_line(err)}")
-
-
-def _first_line(err: StoreError) -> str:
-    return printable((err.details or err.brief).partition("\n")[0], one_line=True)
+    words = (err.details or err.brief).partition("\n")[0]
+    return Held(tree.path, f"git refuses: {printable(words, one_line=True)}")

@@ -8,11 +8,9 @@ lets the next delivery finish or undo what was cut short. Git's hooks (post-merg
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import signal
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,15 +18,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from overlayrun.files import copy_file, read_bytes, remove_tree, write_whole
-from overlayrun.kernel import abi, syscalls
 from overlayrun.model import BranchName, CommitId
-from overlayrun.store.commits import format_commit, printable
+from overlayrun.reconcile.backup import record
+from overlayrun.reconcile.steps import Step, is_ours, print_of, prune, put, put_back, put_late_save
+from overlayrun.reconcile.worktrees import Held, WorkTree
+from overlayrun.store.commits import printable
 from overlayrun.store.git import git
-from overlayrun.store.refs import QUEUE, RefUpdate, branch_ref, is_ancestor, update_refs
-from overlayrun.store.settings import read_settings
+from overlayrun.store.refs import RefUpdate, branch_ref, update_refs
+from overlayrun.store.repo import Repo
 from overlayrun.workspace.layout import Layout
 
-_NOREPLACE: Final = 0x1  # linux/fs.h, RENAME_NOREPLACE
 _GRACE: Final = 0.02
 """Seconds in which a process that has the old file open may still write to it; editors take under one ms."""
 _GITLINK: Final = "160000"
@@ -38,26 +37,6 @@ _UNABLE: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNO
 _PLAIN: Final = ("-c", "core.fsmonitor=false", "-c", "core.splitIndex=false")
 
 Tell = Callable[[str], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Why a working tree can't take the change now.
-
-    why: part of a sentence, as "a.py is dirty". paths: what is in the way, sorted; () where it is no file.
-    """
-
-    worktree: str
-    why: str
-    paths: tuple[bytes, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class WorkTree:
-    """A working tree of the user's and its own git directory; both absolute."""
-
-    path: str
-    git_dir: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,20 +85,6 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """One path. side: the file in scratch that it changes places with. was, now: prints, None for no file.
-
-    roof: topmost directory that has to be made for it.
-    """
-
-    place: str
-    side: str
-    was: str | None
-    now: str | None
-    roof: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Work:
     """One tree's part of a delivery. scratch: `index` to be installed, `lock`, `side/`."""
 
@@ -127,7 +92,7 @@ class _Work:
     git_dir: str
     scratch: str
     stamp: list[object]
-    steps: list[_Step]
+    steps: list[Step]
 
 
 class _Stop(Exception):
@@ -144,29 +109,12 @@ def _relative(work: _Work, path: str) -> bytes:
 
 def see(tree: WorkTree, touched: Sequence[Touched]) -> Seen:
     """Look at what a delivery will displace. Raises OSError for what can't be read."""
-    was = {each.path: _print(_under(tree.path, each.path)) for each in touched if not each.is_added}
+    was = {each.path: print_of(_under(tree.path, each.path)) for each in touched if not each.is_added}
     return Seen(tree, _stamp(tree.git_dir), was)
 
 
 def _under(root: str, path: bytes) -> str:
     return os.path.join(root, os.fsdecode(path))
-
-
-def _print(path: str) -> str | None:
-    """What tells a file from another: kind, whether it is executable, hash of the bytes."""
-    try:
-        mode = os.lstat(path).st_mode
-        if stat.S_ISLNK(mode):
-            return f"link {hashlib.sha1(os.fsencode(os.readlink(path)), usedforsecurity=False).hexdigest()}"
-        if not stat.S_ISREG(mode):
-            return "directory" if stat.S_ISDIR(mode) else "special"
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha1").hexdigest()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as err:
-        return f"unreadable {err.errno}"
-    return f"{'program' if mode & stat.S_IXUSR else 'file'} {digest}"
 
 
 def _stamp(git_dir: str) -> list[object]:
@@ -256,14 +204,14 @@ def _prepare(order: Order, seen: Seen, scratch: str) -> _Work:
     return _Work(tree.path, tree.git_dir, scratch, seen.stamp, steps)
 
 
-def _step(seen: Seen, each: Touched, scratch: str, number: int) -> _Step:
+def _step(seen: Seen, each: Touched, scratch: str, number: int) -> Step:
     place, side = _under(seen.tree.path, each.path), f"{scratch}/side/{number}"
     if not each.is_deleted:
         os.rename(_under(f"{scratch}/tree", each.path), side)
     roof = directory = os.path.dirname(place)
     while not os.path.isdir(directory):
         roof, directory = directory, os.path.dirname(directory)
-    return _Step(place, side, seen.was.get(each.path), _print(side), roof if roof != directory else "")
+    return Step(place, side, seen.was.get(each.path), print_of(side), roof if roof != directory else "")
 
 
 def _carry_out(order: Order, works: Sequence[_Work], tell: Tell) -> None:
@@ -288,9 +236,9 @@ def _carry_out(order: Order, works: Sequence[_Work], tell: Tell) -> None:
 
 
 def _has_landed(common_dir: str, target: BranchName, new: CommitId) -> bool:
-    words = ["rev-parse", "--verify", "-q", branch_ref(target)]
-    tip = git(words, git_dir=common_dir, check=False).decode().strip()
-    return bool(tip) and is_ancestor(common_dir, new, CommitId(tip))
+    repo = Repo(common_dir)
+    tip = repo.ref(branch_ref(target))
+    return tip is not None and repo.is_ancestor(new, tip)
 
 
 def _lock(work: _Work) -> None:
@@ -318,7 +266,7 @@ def _is_locked(work: _Work) -> bool:
 def _move(work: _Work) -> None:
     for step in work.steps:
         try:
-            _put(step)
+            put(step)
         except OSError as err:
             if err.errno in _UNABLE:
                 raise
@@ -327,33 +275,12 @@ def _move(work: _Work) -> None:
         _check(work, step)
 
 
-def _put(step: _Step) -> None:
-    if step.now is None:
-        syscalls.renameat2(step.place, step.side, _NOREPLACE)
-        return
-    parent = os.path.dirname(step.place)
-    if step.was is None:
-        os.makedirs(parent, exist_ok=True)
-        _clear(step.place)
-    info = os.stat(parent)
-    if info.st_mode & stat.S_ISGID:
-        os.chown(step.side, -1, info.st_gid, follow_symlinks=False)
-    syscalls.renameat2(step.side, step.place, abi.RENAME_EXCHANGE if step.was else _NOREPLACE)
-
-
-def _clear(place: str) -> None:
-    """Remove the directories, empty by now, that lie where a file comes."""
-    if os.path.isdir(place) and not os.path.islink(place):
-        for directory, _, _ in os.walk(place, topdown=False):
-            _prune(directory, directory)
-
-
-def _check(work: _Work, step: _Step) -> None:
-    if step.was is not None and _print(step.side) != step.was:
+def _check(work: _Work, step: Step) -> None:
+    if step.was is not None and print_of(step.side) != step.was:
         raise _Stop(work, f"{_name(work, step)} was saved just now", step.place)
 
 
-def _name(work: _Work, step: _Step) -> str:
+def _name(work: _Work, step: Step) -> str:
     return printable(os.fsdecode(_relative(work, step.place)), one_line=True)
 
 
@@ -376,19 +303,7 @@ def _finish(work: _Work) -> None:
     _unlock(work)
     for step in work.steps:
         if step.now is None:
-            _prune(os.path.dirname(step.place), work.path)
-
-
-def _prune(directory: str, top: str) -> None:
-    """Remove empty directories upward, `top` the last; the root of a tree holds `.git` and stays."""
-    while directory.startswith(top):
-        try:
-            os.rmdir(directory)
-        except FileNotFoundError:
-            pass
-        except OSError:  # not empty
-            return
-        directory = os.path.dirname(directory)
+            prune(os.path.dirname(step.place), work.path)
 
 
 # The way back
@@ -398,106 +313,26 @@ def _undo(works: Sequence[_Work]) -> None:
     """Put every file back by what it holds; may be done again at any point."""
     for work in works:
         for step in reversed(work.steps):
-            _put_back(step)
+            put_back(step)
     time.sleep(_GRACE)
     for work in works:
         for step in work.steps:
-            _put_late_save(step)
+            put_late_save(step)
         _unlock(work)
-
-
-def _put_back(step: _Step) -> None:
-    if step.was is None:
-        _take_away(step)
-    elif os.path.lexists(step.side) and _print(step.side) != step.now:
-        _swap_back(step)
-
-
-def _take_away(step: _Step) -> None:
-    """Undo an addition, unless the user has saved over it."""
-    if not os.path.lexists(step.side):
-        _rename(step.place, step.side)
-        if _print(step.side) != step.now:
-            _rename(step.side, step.place)
-    if step.roof:
-        _prune(os.path.dirname(step.place), step.roof)
-
-
-def _swap_back(step: _Step) -> None:
-    if step.now is None or _print(step.place) != step.now:  # a deletion, or the user has saved over it
-        _rename(step.side, step.place)
-        return
-    syscalls.renameat2(step.side, step.place, abi.RENAME_EXCHANGE)
-    if _print(step.side) != step.now:  # he saved in that very moment
-        syscalls.renameat2(step.side, step.place, abi.RENAME_EXCHANGE)
-
-
-def _put_late_save(step: _Step) -> None:
-    """Give back what was written into a file of ours just after it had been taken away."""
-    if _is_ours(step) or _print(step.place) != step.was:
-        return
-    if step.was is None:
-        _rename(step.side, step.place)
-    else:
-        syscalls.renameat2(step.side, step.place, abi.RENAME_EXCHANGE)
-
-
-def _rename(source: str, target: str) -> None:
-    """Rename where that displaces nothing."""
-    try:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        syscalls.renameat2(source, target, _NOREPLACE)
-    except (FileNotFoundError, FileExistsError, NotADirectoryError):
-        pass
-
-
-def _is_ours(step: _Step) -> bool:
-    return _print(step.side) in {step.was, step.now, None}
 
 
 def _back_up_strangers(common_dir: str, works: Sequence[_Work], tell: Tell) -> None:
     """Record in a ref what was displaced, is not in git and could not be put back."""
     for work in works:
-        strange = [step for step in work.steps if not _is_ours(step)]
+        strange = [step for step in work.steps if not is_ours(step)]
         if not strange:
             continue
-        ref = _record(common_dir, work, strange)
+        displaced = [(step.side, _relative(work, step.place)) for step in strange]
+        ref = record(common_dir, f"{work.scratch}/strange", displaced)
         for step in strange:
             remove_tree(step.side) if os.path.isdir(step.side) else os.unlink(step.side)
         names = ", ".join(_name(work, step) for step in strange)
         tell(f"what you saved meanwhile is kept: git show {ref} ({names})")
-
-
-def _record(common_dir: str, work: _Work, strange: Sequence[_Step]) -> str:
-    """Commit the displaced files under their own paths; the ref that keeps them."""
-    env = {"GIT_INDEX_FILE": f"{work.scratch}/strange"}
-
-    def ask(*words: str, data: bytes = b"") -> str:
-        return git(words, git_dir=common_dir, env=env, input=data).decode().strip()
-
-    pairs = [(step.side, _relative(work, step.place)) for step in strange]
-    lines = b"".join(line for side, path in pairs for line in _index_lines(common_dir, side, path))
-    ask("read-tree", "--empty")
-    ask("update-index", "-z", "--index-info", data=lines)
-    tree, identity = bytes.fromhex(ask("write-tree")), read_settings(common_dir).identity
-    commit = format_commit(tree, [], identity, int(time.time()), "Saved while a branch was delivered\n")
-    oid = CommitId(ask("hash-object", "-w", "-t", "commit", "--stdin", data=commit))
-    ref = f"{QUEUE}user-backup/{time.time_ns()}"
-    update_refs(common_dir, [RefUpdate(ref, oid, None)], why="backup")
-    return ref
-
-
-def _index_lines(common_dir: str, source: str, path: bytes) -> Iterator[bytes]:
-    mode = os.lstat(source).st_mode
-    if stat.S_ISDIR(mode):
-        for entry in os.scandir(source):
-            yield from _index_lines(common_dir, entry.path, path + b"/" + os.fsencode(entry.name))
-    elif stat.S_ISREG(mode) or stat.S_ISLNK(mode):
-        is_link = stat.S_ISLNK(mode)
-        data = os.fsencode(os.readlink(source)) if is_link else read_bytes(source)
-        oid = git(["hash-object", "-w", "--stdin"], git_dir=common_dir, input=data).strip()
-        kind = b"120000" if is_link else b"100755" if mode & stat.S_IXUSR else b"100644"
-        yield kind + b" " + oid + b"\t" + path + b"\0"
 
 
 # After a crash
@@ -524,7 +359,7 @@ def recover_exchange(common_dir: str, layout: Layout, tell: Tell) -> tuple[Held,
         data: dict[str, Any] = json.loads(read_bytes(_journal(layout)))
     except FileNotFoundError:
         return ()
-    works = [_Work(**{**work, "steps": [_Step(**step) for step in work["steps"]]}) for work in data["works"]]
+    works = [_Work(**{**work, "steps": [Step(**step) for step in work["steps"]]}) for work in data["works"]]
     try:
         held = () if data["done"] else _resume(common_dir, data, works, tell)
     except OSError as err:

@@ -100,7 +100,7 @@ class Known:
 
 
 def refresh_in_background(layout: Layout, git_dir: str, targets: Iterable[BranchName]) -> None:
-    """Look at everything anew in a process of its own, for the next who asks. One at a time, at low priority."""
+    """Look at everything anew in a process of its own, at low priority, one at a time."""
     if os.fork():
         return
     try:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
+from overlayrun.errors import RefMoved
 from overlayrun.kernel import syscalls
 from overlayrun.model import EMPTY_TREE, BranchName, CommitId
 from overlayrun.reconcile.candidates import Candidate
-from overlayrun.reconcile.deliver import deliver
-from overlayrun.reconcile.exchange import Held
+from overlayrun.reconcile.deliver import deliver, recover_delivery
 from overlayrun.reconcile.queue import Item, Note, target_tip
+from overlayrun.reconcile.worktrees import Held
 from overlayrun.store.commits import format_commit, format_message
-from overlayrun.store.landings import landing_of
+from overlayrun.store.landings import Landing, landing_of, note_at
 from overlayrun.store.pack import ObjectWriter
 from overlayrun.store.refs import (
     RefUpdate,
@@ -36,6 +39,9 @@ from overlayrun.store.settings import read_settings
 from overlayrun.workspace.catalogue import records
 from overlayrun.workspace.layout import Layout
 
+_ATTEMPTS: Final = 100
+_PAUSE: Final = 0.05  # seconds between them
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -50,7 +56,9 @@ class Delivery:
 class Ledger:
     """The refs of one target's queue, written."""
 
-    def __init__(self, layout: Layout, repo: Repo, target: BranchName) -> None:
+    def __init__(self, layout: Layout, repo: Repo, target: BranchName, tell: Callable[[str], object]) -> None:
+        """tell: shows the user a sentence about files of his."""
+        self._tell = tell
         self._layout = layout
         self._repo = repo
         self._git_dir = repo.git_dir
@@ -63,7 +71,10 @@ class Ledger:
         The user's own commits come first: where he moved the target elsewhere, what was landed and not yet
         delivered goes back into the queue. Raises RefMoved.
         """
+        held = recover_delivery(self._git_dir, self._layout, self._tell)
         tip, main = self._repo.ref(tip_ref(self.target)), self._repo.ref(branch_ref(self.target))
+        if main is not None and held:
+            return Delivery(self.target, tip or main, waiting(self._repo, self.target), held)
         if tip is None or main is None:
             return None
         if self._repo.is_ancestor(tip, main):
@@ -88,8 +99,15 @@ class Ledger:
                 continue
             if self._repo.is_ancestor(landing.commit, tip) and not self._was_delivered(landing.commit):
                 ref = landed_ref(record.id, self.target)
-                updates.append(RefUpdate(ref, None, self._repo.ref(ref)))
+                updates.append(RefUpdate(ref, self._delivered_before(landing), self._repo.ref(ref)))
         update_refs(self._git_dir, updates, why="the target was moved")
+
+    def _delivered_before(self, landing: Landing) -> CommitId | None:
+        """The note on an earlier landing that the user has had."""
+        at = landing.before
+        while at and not self._was_delivered(note_at(self._repo, at).commit):
+            at = note_at(self._repo, at).before
+        return at
 
     def _was_delivered(self, commit: CommitId) -> bool:
         start = self._repo.ref(from_ref(self.target))
@@ -119,28 +137,46 @@ class Ledger:
         updates += self._landings(candidates)
         self._flush()
         update_refs(self._git_dir, updates, why="land")
+        return self._see_home(last)
+
+    def _see_home(self, landed: CommitId) -> Delivery:
+        """Deliver what has landed, whoever else is at it. Raises RefMoved where the user's move undoes it."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return self.deliver()
+            except RefMoved:
+                if not self._is_landed(landed):
+                    raise
+                time.sleep(_PAUSE)
         return self.deliver()
+
+    def _is_landed(self, commit: CommitId) -> bool:
+        tip, main = self._repo.ref(tip_ref(self.target)), self._repo.ref(branch_ref(self.target))
+        if main is None or self._repo.is_ancestor(commit, main):
+            return main is not None
+        return tip is not None and self._repo.is_ancestor(commit, tip) and self._leads_on(main, tip)
 
     def _landings(self, candidates: Sequence[Candidate]) -> Iterator[RefUpdate]:
         writer = ObjectWriter(self._repo.objects, durable=False)
         for one in candidates:
-            note = self._note(writer, f"Landed {one.item.branch}", [one.commit, one.item.tip])
-            ref = landed_ref(one.item.record.id, self.target)
-            yield RefUpdate(ref, note, self._repo.ref(ref))
+            yield self._landing(writer, one.item, one.commit)
             for of in (parked_ref, conflict_ref):
                 over = of(one.item.record.id, self.target)
                 if old := self._repo.ref(over):
                     yield RefUpdate(over, None, old)
 
-    def note_held(self, items: Sequence[Item]) -> None:
-        """Note of branches that the target has their whole change already."""
-        tip = target_tip(self._repo, self.target)
+    def _landing(self, writer: ObjectWriter, item: Item, commit: CommitId) -> RefUpdate:
+        """The note that `commit` brought a branch, on top of the one before."""
+        ref = landed_ref(item.record.id, self.target)
+        before = self._repo.ref(ref)
+        parents = [commit, item.tip, *([before] if before else [])]
+        return RefUpdate(ref, self._note(writer, f"Landed {item.branch}", parents), before)
+
+    def note_held(self, base: CommitId, items: Sequence[Item]) -> None:
+        """Note of branches that the target has their whole change at `base`. Raises RefMoved."""
+        ref = tip_ref(self.target) if self._repo.ref(tip_ref(self.target)) else branch_ref(self.target)
         writer = ObjectWriter(self._repo.objects, durable=False)
-        updates = []
-        for item in items:
-            ref = landed_ref(item.record.id, self.target)
-            note = self._note(writer, f"Landed {item.branch}", [tip, item.tip])
-            updates.append(RefUpdate(ref, note, self._repo.ref(ref)))
+        updates = [RefUpdate(ref, base, base), *(self._landing(writer, item, base) for item in items)]
         self._flush()
         update_refs(self._git_dir, updates, why="landed already")
 
@@ -169,7 +205,9 @@ class Ledger:
         assert main is not None
         if tip is None or tip == main:
             return Delivery(self.target, main, 0, ())
-        held = deliver(self._git_dir, self._layout, self.target, main, tip)
+        if not self._leads_on(main, tip):
+            raise RefMoved(f"{self.target} was moved by somebody else meanwhile")
+        held = deliver(self._git_dir, self._layout, self.target, main, tip, self._tell)
         if held:
             return Delivery(self.target, tip, self._repo.count_first_parents(main, tip), held)
         self._forget_tip(tip)
@@ -195,7 +233,8 @@ class Ledger:
         """Forget that note, so that the branch is tried again."""
         ref = parked_ref(item.record.id, self.target)
         if at := self._repo.ref(ref):
-            update_refs(self._git_dir, [RefUpdate(ref, None, at)], why="tried again")
+            with suppress(RefMoved):  # somebody else forgets it, or has noted something newer
+                update_refs(self._git_dir, [RefUpdate(ref, None, at)], why="tried again")
 
 
 def approve(repo: Repo, item: Item) -> None:

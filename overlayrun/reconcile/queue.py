@@ -6,7 +6,7 @@ them. A note on a branch holds for the commit that it was written about and for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -16,6 +16,7 @@ from overlayrun.model import EMPTY_TREE, BranchName, CommitId
 from overlayrun.overview import State, state_of, tip_of
 from overlayrun.reconcile.settings import FILE, Settings
 from overlayrun.store.commits import parse_trailers
+from overlayrun.store.git import git
 from overlayrun.store.landings import Landing, has_landed, landing_of
 from overlayrun.store.refs import approved_ref, branch_ref, conflict_ref, parked_ref, tip_ref
 from overlayrun.store.repo import Repo
@@ -44,7 +45,8 @@ class Item:
     """One branch and one target.
 
     tip: what the branch stands for. base: from which its own change counts, None where that is the merge
-    base. landing: its last one that the target still has.
+    base. is_own_only: it lands without its history, which stands on what the user had not committed, or
+    which the target has in another form. landing: its last one that the target still has.
     """
 
     record: Record
@@ -54,16 +56,12 @@ class Item:
     why: str = ""
     base: CommitId | None = None
     landing: Landing | None = None
+    is_own_only: bool = False
 
     @property
     def branch(self) -> BranchName:
         """The branch's name."""
         return self.record.branch
-
-    @property
-    def is_own_only(self) -> bool:
-        """Whether it lands without its history, which stands on what the user had not committed."""
-        return self.base is not None
 
 
 def target_tip(repo: Repo, target: BranchName) -> CommitId:
@@ -104,10 +102,7 @@ class Queue:
             return Item(record, self.target, source or self.tip, standing)
         last = landing_of(self._repo, record.id, self.target)
         held = last if last and self._repo.is_ancestor(last.commit, self.tip) else None
-        base = record.dirty
-        if held and not self._repo.is_ancestor(held.source, self.tip):
-            base = held.source
-        item = Item(record, self.target, source, Standing.WAITING, "", base, held)
+        item = self._item(record, source, held)
         if self._has(item):
             return replace(item, standing=Standing.LANDED)
         if running:
@@ -116,6 +111,18 @@ class Queue:
             why = f"it had landed, and {self.target} does not have it any more"
             return replace(item, standing=Standing.TAKEN_OUT, why=why)
         return self._judged(item)
+
+    def _item(self, record: Record, source: CommitId, held: Landing | None) -> Item:
+        """What is new of a branch since its landing `held`, or since it began."""
+        base, alone = record.dirty, record.dirty is not None
+        if held and record.base and self._repo.is_ancestor(held.commit, record.base):
+            pass  # a sync has moved the base past that landing
+        elif held and not self._repo.is_ancestor(held.source, self.tip):
+            base, alone = held.source, True
+        elif held and not self._repo.is_ancestor(held.source, source):
+            # What a branch had not committed is one commit on top, and is written anew as it goes on.
+            base = held.source
+        return Item(record, self.target, source, Standing.WAITING, "", base, held, alone)
 
     def _has(self, item: Item) -> bool:
         """Whether the target has all of the branch."""
@@ -149,8 +156,17 @@ class Queue:
 
     def _changes_rules(self, item: Item) -> bool:
         """Whether it changes the file that says what is checked: that is for the user to decide."""
-        start = item.base or item.record.base
-        return self._rules_of(start) != self._rules_of(item.tip)
+        rules = self._rules_of(item.tip)
+        if rules == self._rules_of(self.tip):
+            return False
+        return any(rules != self._rules_of(start) for start in self._starts(item))
+
+    def _starts(self, item: Item) -> Sequence[CommitId | None]:
+        """Commits from which a merge would begin; where histories crossed there are several."""
+        if item.base:
+            return [item.base]
+        found = git(["merge-base", "--all", self.tip, item.tip], git_dir=self._repo.git_dir, check=False)
+        return [CommitId(line) for line in found.decode().split()] or [None]
 
     def _rules_of(self, commit: CommitId | None) -> Entry | None:
         tree = self._repo.tree_of(commit)

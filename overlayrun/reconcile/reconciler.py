@@ -83,7 +83,7 @@ class Reconciler:
         self._tell = show
         self._board = Board(layout, target)
         self._repo = Repo(repository.common_dir)
-        self._ledger = Ledger(layout, self._repo, target)
+        self._ledger = Ledger(layout, self._repo, target, self._note)
         self._hands: dict[str, _Hand] = {}
         self._proposals: dict[str, Proposal] = {}
         self._resolved: dict[str, Clash] = {}
@@ -109,6 +109,9 @@ class Reconciler:
             self._board.end(event.branch)
         self._tell(event)
 
+    def _note(self, text: str) -> None:
+        self._show(Event(EventKind.NOTE, None, text))
+
     def reconcile(self) -> Outcome:
         """Bring everything home that is ready, until nothing more lands."""
         return self._until_done(self._ready, fast_forward=False)
@@ -128,13 +131,12 @@ class Reconciler:
             if now != seen or self._hands:
                 self.outcome = Outcome(delivery=self.outcome.delivery)
                 self._until_done(self._ready, fast_forward=False)
-                now = self._picture()
-            seen = now
+            seen = now  # from before: what came meanwhile is looked at once more
             time.sleep(_TICK)
             self._show(Event(EventKind.TICK, None, ""))
 
     def _picture(self) -> object:
-        """What a new look could find otherwise: the target, every branch, and whether files are still in the way."""
+        """What a new look could find otherwise: the target, every branch, whether files are in the way."""
         queue = self._queue()
         items = [(item.record.id, item.tip, item.standing) for item in queue.items()]
         main = self._repo.ref(branch_ref(self.target))
@@ -152,7 +154,12 @@ class Reconciler:
         return Queue(self._layout, self._repo, self.target, self._settings)
 
     def _ready(self) -> list[Item]:
-        return [item for item in self._queue().items() if item.standing is Standing.WAITING]
+        return [item for item in self._queue().items() if self._is_ready(item)]
+
+    def _is_ready(self, item: Item) -> bool:
+        """What waits; and what conflicts, once it is resolved or where there is somebody to do it."""
+        can_resolve = self._settings.resolve is not None or item.record.id in self._proposals
+        return item.standing is Standing.WAITING or (item.standing is Standing.CONFLICT and can_resolve)
 
     def _named(self, wanted: Sequence[Record]) -> list[Item]:
         queue = self._queue()
@@ -192,7 +199,7 @@ class Reconciler:
             builder = self._builder(engine, fast_forward=fast_forward)
             chain = builder.chain(tip, items)
             if chain.held:
-                self._ledger.note_held(chain.held)
+                self._ledger.note_held(tip, chain.held)
                 self.outcome.held += chain.held
             if not chain.candidates:
                 self._hand_on(chain.clashes)

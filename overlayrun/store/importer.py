@@ -30,7 +30,8 @@ _SAYS_HEAD: Final = ("HEAD", "packed-refs")
 # takes many snapshots, need not ask inside again (two forks and a git process, 8 ms).
 _UNMOVED: Final[dict[str, tuple[object, CommitId | None]]] = {}
 _ID: Final = re.compile(rb"[0-9a-f]{40}")
-_CHANGE: Final = re.compile(rb":[0-7]{6} ([0-7]{6}) [0-9a-f]+ [0-9a-f]+ [A-Z]")
+# One mode and id for each parent, then those of the commit (git-diff-tree(1), "diff format for merges").
+_CHANGE: Final = re.compile(rb":+(?:[0-7]{6} )+([0-7]{6})(?: [0-9a-f]+)+ [A-Z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ def _check(
     commits = git(["rev-list", "--stdin"], git_dir=repo.git_dir, input=span.encode(), env=environment)
     options = [
         "-r",
-        "-m",
+        "-c",  # of a merge, what no parent has: what comes from the base may be anything
         "--root",
         "--raw",
         "-z",

@@ -11,19 +11,25 @@ from overlayrun.store.repo import Repo
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """A landing: the commit of the target that brought `source`, a commit of the branch."""
+    """A landing: the commit of the target that brought `source`, a commit of the branch.
+
+    before: the note on the landing before it.
+    """
 
     commit: CommitId
     source: CommitId
+    before: CommitId | None = None
 
 
 def landing_of(repo: Repo, workspace_id: str, target: BranchName) -> Landing | None:
     """The last landing of a workspace on a target, whether the target still has it or not."""
     at = repo.ref(landed_ref(workspace_id, target))
-    if at is None:
-        return None
-    commit, source = repo.commit(at).parents
-    return Landing(commit, source)
+    return note_at(repo, at) if at else None
+
+
+def note_at(repo: Repo, at: CommitId) -> Landing:
+    """What a note says: a commit whose parents are those of `Landing`, in their order."""
+    return Landing(*repo.commit(at).parents)
 
 
 def has_landed(

@@ -190,8 +190,3 @@ def name_in_the_way(git_dir: str, ref: str) -> str | None:
         ):
             return name
     return None
-
-
-def is_ancestor(git_dir: str, old: CommitId, new: CommitId) -> bool:
-    """Whether `new` holds all of the history of `old`."""
-    return git(["rev-list", "--count", "--max-count=1", old, f"^{new}"], git_dir=git_dir).strip() == b"0"

@@ -22,7 +22,11 @@ from overlayrun.store.trees import EXECUTABLE, FILE
 
 _ANY_RULES: Final = ":(glob)**/.gitattributes"
 _ANY_DRIVER: Final = r"^merge\..*\.driver$"
-_SETTINGS: Final = (("core.fsmonitor", "false"), ("merge.conflictStyle", "zdiff3"))
+_SETTINGS: Final = (
+    ("core.fsmonitor", "false"),
+    ("merge.conflictStyle", "zdiff3"),
+    ("merge.renormalize", "false"),  # with it, git goes by the .gitattributes that the source brings
+)
 _NOTHING: Final[tuple[str, Mapping[bytes, bytes]]] = (EMPTY_TREE, {})
 # By repository: the commit looked at last, and its files. The next one differs little from it.
 _KNOWN: Final[dict[str, tuple[str, Mapping[bytes, bytes]]]] = {}
@@ -53,7 +57,7 @@ class RuleTree:
         self.environment = {
             **clean_environment(),
             "GIT_WORK_TREE": self.path,
-            "GIT_INDEX_FILE": f"{self._root}/index",  # missing, or the user's would answer for absent files
+            "GIT_INDEX_FILE": f"{self._root}/index",  # there is none: the user's is not for git to look into
             **config_environment([*_SETTINGS, *drivers]),
         }
 

@@ -9,7 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Final
 
-_WORDS: Final = ["amber", "ash", "basil", "bay", "birch", "brook", "cedar", "clay", "clover", "cobalt", "coral", "crane", "dale", "dawn", "delta", "dune", "ember", "fern", "finch", "flint", "fox", "frost", "gale", "glen", "grove", "hazel", "heron", "hill", "iris", "ivy", "jade", "juniper", "kestrel", "lake", "lark", "laurel", "linden", "lotus", "lynx", "maple", "marsh", "meadow", "mint", "moss", "oak", "olive", "onyx", "opal", "orchid", "otter", "pearl", "pine", "plum", "quartz", "quill", "rain", "reed", "ridge", "river", "robin", "rowan", "sage", "sand", "slate", "sorrel", "spruce", "star", "stone", "swan", "teal", "thorn", "thyme", "tide", "topaz", "tulip", "vale", "violet", "wave", "willow", "wren"]
+_WORDS: Final = (
+    "amber ash basil bay birch brook cedar clay clover cobalt coral crane dale dawn delta dune ember fern "
+    "finch flint fox frost gale glen grove hazel heron hill iris ivy jade juniper kestrel lake lark "
+    "laurel linden lotus lynx maple marsh meadow mint moss oak olive onyx opal orchid otter pearl pine "
+    "plum quartz quill rain reed ridge river robin rowan sage sand slate sorrel spruce star stone swan "
+    "teal thorn thyme tide topaz tulip vale violet wave willow wren "
+).split()
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 

@@ -107,7 +107,15 @@ def test_a_long_diff_is_cut_and_says_so(scratch: Scratch) -> None:
     clash = scratch.clash({"f": "1\n"}, {"f": "2\n", "long": long}, {"f": "3\n"})
     diff = show(clash, write_conflict(clash.repo, clash.case()), ".overlayrun/ours.diff")
     assert len(diff) < len(long)
-    assert diff.endswith(f"bytes more: git diff {clash.base} {clash.tip}]")
+    assert diff.endswith(f"[cut here; all of it: git diff {clash.base} {clash.tip}]")
+
+
+def test_a_diff_of_many_files_is_cut_too(scratch: Scratch) -> None:
+    many = {f"d/{number}": "1\n" for number in range(600)}
+    clash = scratch.clash({"f": "1\n"}, {"f": "2\n"}, {"f": "3\n", **many})
+    commit = write_conflict(clash.repo, clash.case())
+    assert show(clash, commit, ".overlayrun/theirs.diff").endswith(f"git diff {clash.base} {clash.source}]")
+    assert "cut here" not in show(clash, commit, ".overlayrun/ours.diff")
 
 
 def test_an_earlier_tries_log_comes_along(history: Clash) -> None:

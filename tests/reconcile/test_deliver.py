@@ -227,25 +227,24 @@ def _lock_index(repo: UserRepo) -> None:
     repo.write(".git/index.lock")
 
 
-def _conflict(repo: UserRepo, command: str) -> None:
-    """Leave a command of git stopped at a conflict, in a tree without other changes to touched paths."""
+def _stopped(repo: UserRepo, command: str) -> None:
+    """As a command of git leaves it that waits for the user, in a tree without other changes."""
     repo.git("checkout", "-q", "-b", "side")
     repo.commit("side", other="side\n")
     repo.git("checkout", "-q", "main")
-    repo.raw_git("commit-tree", "main^{tree}", "-m", "x")
     repo.write(".git/" + command, repo.git("rev-parse", "side") + "\n")
 
 
 def _merge(repo: UserRepo) -> None:
-    _conflict(repo, "MERGE_HEAD")
+    _stopped(repo, "MERGE_HEAD")
 
 
 def _cherry_pick(repo: UserRepo) -> None:
-    _conflict(repo, "CHERRY_PICK_HEAD")
+    _stopped(repo, "CHERRY_PICK_HEAD")
 
 
 def _revert(repo: UserRepo) -> None:
-    _conflict(repo, "REVERT_HEAD")
+    _stopped(repo, "REVERT_HEAD")
 
 
 def _bisect(repo: UserRepo) -> None:
@@ -299,13 +298,29 @@ def test_what_is_in_the_way_is_named_and_nothing_changes(
     assert place.state() == before
 
 
-@pytest.mark.parametrize("setting", ["merge.autoStash=true", "branch.main.mergeOptions=--squash --autostash"])
-def test_no_setting_of_the_users_makes_git_stash_or_squash(place: Place, setting: str) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "merge.autoStash=true",
+        "branch.main.mergeOptions=--squash --autostash",
+        "merge.ff=false",
+        "core.splitIndex=true",
+        "core.untrackedCache=true",
+        "core.autocrlf=true",
+        "core.fileMode=false",
+        "core.hooksPath=/nowhere",
+        "index.version=4",
+    ],
+)
+def test_no_setting_of_the_users_turns_a_delivery_round(place: Place, setting: str) -> None:
     place.repo.git("config", *setting.split("=", 1))
     place.repo.write("other", "my work\n")
+    place.repo.git("add", "other")
+    place.repo.write("other", "my later work\n")
     assert place.deliver() == ()
     assert place.main == place.new
-    assert (place.repo.root / "other").read_text() == "my work\n"
+    assert (place.repo.root / "other").read_text() == "my later work\n"
+    assert place.repo.git("status", "--porcelain") == "MM other"
     assert place.repo.git("stash", "list") == ""
 
 

@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ from overlayrun.errors import RefMoved
 from overlayrun.model import BranchName, CommitId
 from overlayrun.reconcile import exchange
 from overlayrun.reconcile.deliver import deliver, recover_delivery
-from overlayrun.reconcile.exchange import Held
+from overlayrun.reconcile.worktrees import Held
 from overlayrun.workspace.layout import open_state
 
 MAIN: Final = BranchName("main")
@@ -184,7 +184,7 @@ def _is_whole(desk: Desk, held: tuple[Held, ...], new: CommitId, saved: list[str
     assert {line[2:].strip() for line in status if line} <= set(saved), status
 
 
-def test_it_goes_by_exchange_and_times_show_when_the_file_came(desk: Desk) -> None:
+def test_it_goes_by_exchange_to_its_end(desk: Desk) -> None:
     new = desk.commit("main", {"README": "new\n", "src/app.py": None, "deep/er/file": "x\n"})
     assert desk.deliver(new) == ()
     assert desk.is_done()
@@ -322,10 +322,7 @@ def test_a_users_lock_is_never_removed(desk: Desk) -> None:
 
 
 @pytest.mark.root
-def test_a_tree_on_another_file_system_is_left_to_git(
-    desk: Desk, loop_disk: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert callable(loop_disk)
+def test_a_tree_on_another_file_system_is_left_to_git(desk: Desk, loop_disk: Callable[..., Path]) -> None:
     disk = loop_disk("ext4", 8)
     desk.repo.git("checkout", "-q", "-b", "side")
     desk.repo.git("worktree", "add", "-q", str(disk / "linked"), "main")

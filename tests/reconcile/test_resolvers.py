@@ -358,3 +358,15 @@ def test_a_merge_remembers_what_was_resolved(desk: Desk) -> None:
     done = desk.user.overlayrun("merge", "b")
     assert done.code == 0, str(done)
     assert "both six" in desk.user.show("main", "f")
+
+
+def test_a_branch_that_began_with_uncommitted_changes_is_resolved_as_its_own_change(repo: UserRepo) -> None:
+    repo.commit("start", f=START, idle="1\n")
+    repo.write("idle", "unsaved\n")
+    repo.inside("sed -i 's/line 6/their six/' f")
+    repo.git("checkout", "--quiet", "idle")
+    main = repo.commit("ours", f=START.replace("line 6", "our six"))
+    done = repo.overlayrun("merge", "b", "--resolve", GOOD)
+    assert done.code == 0, str(done)
+    assert repo.git("rev-list", "--parents", "-1", "main").split()[1:] == [main]
+    assert (repo.show("main", "f"), repo.show("main", "idle")) == (START.replace("line 6", "both six"), "1\n")

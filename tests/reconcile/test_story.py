@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import socketserver
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Done, UserRepo, wait_until
+
 from reconcile.world import (
     agent,
     agents,
@@ -22,6 +27,7 @@ from reconcile.world import (
     notes,
     queue,
     reconcile,
+    undelivered,
 )
 
 # Merge
@@ -64,7 +70,9 @@ def test_merge_lands_what_failed_before_once_it_is_asked_to(repo: UserRepo) -> N
 
 
 def test_squash_makes_one_commit_on_the_target(repo: UserRepo) -> None:
-    repo.inside("echo 1 >one; git add .; git commit -qm 'first part'; echo 2 >two; git add .; git commit -qm 'second part'")
+    repo.inside(
+        "echo 1 >one; git add .; git commit -qm 'first part'; echo 2 >two; git add .; git commit -qm 'second part'"
+    )
     main = repo.git("rev-parse", "main")
     done = repo.overlayrun("merge", "b", "--squash")
     assert done.code == 0, str(done)
@@ -77,7 +85,9 @@ def test_squash_makes_one_commit_on_the_target(repo: UserRepo) -> None:
 
 
 def test_rebase_lands_each_commit_of_the_branch_on_the_target(repo: UserRepo) -> None:
-    repo.inside("echo 1 >one; git add .; git commit -qm 'first part'; echo 2 >two; git add .; git commit -qm 'second part'")
+    repo.inside(
+        "echo 1 >one; git add .; git commit -qm 'first part'; echo 2 >two; git add .; git commit -qm 'second part'"
+    )
     repo.commit("mine", mine="user\n")
     done = repo.overlayrun("merge", "b", "--rebase")
     assert done.code == 0, str(done)
@@ -200,7 +210,6 @@ def test_what_only_a_branch_that_failed_brought_has_not_landed(repo: UserRepo) -
 
 
 def test_only_names_the_branches_that_land(repo: UserRepo) -> None:
-    agents(repo, "fix/a", "fix/b", "other") if False else None
     agent(repo, "fix/a", one="1")
     agent(repo, "other", two="2")
     assert landed(reconcile(repo, "--only", "fix/*")) == ["fix/a"]
@@ -236,6 +245,48 @@ def test_a_branch_that_changed_nothing_is_no_work(repo: UserRepo) -> None:
     assert queue(repo) == {"b": "no change"}
 
 
+def test_a_conflict_that_somebody_resolves_lands_in_the_same_reconcile(repo: UserRepo) -> None:
+    _clash(repo)
+    done = reconcile(repo, "--resolve", "echo both >text")
+    assert (done.code, landed(done)) == (0, ["good", "a"]), str(done)
+    assert repo.show("main", "text") == "both\n"
+    assert repo.git("rev-list", "--parents", "-1", "main").split()[2] == repo.git("rev-parse", "a")
+
+
+def _clash(repo: UserRepo) -> None:
+    """A branch `a` that conflicts in `text`, and a good one."""
+    repo.commit("start", text="one\n")
+    agent(repo, "a", text="agent\n")
+    agents(repo, "good")
+    repo.commit("mine", text="user\n")
+
+
+def test_a_conflict_that_was_left_is_resolved_by_a_later_reconcile(repo: UserRepo) -> None:
+    _clash(repo)
+    assert reconcile(repo).code == 1
+    assert landed(reconcile(repo, "--resolve", "echo both >text")) == ["a"]
+    assert repo.show("main", "text") == "both\n"
+
+
+def test_a_resolver_that_leaves_the_markers_parks_the_branch_alone(repo: UserRepo) -> None:
+    _clash(repo)
+    done = reconcile(repo, "--resolve", "true")
+    assert (done.code, landed(done)) == (1, ["good"]), str(done)
+    assert queue(repo) == {"a": "parked", "good": "landed"}
+    assert repo.show("main", "text") == "user\n"
+    assert reconcile(repo, "--resolve", "echo both >text").out == ""
+    assert landed(repo.overlayrun("merge", "a", "--resolve", "echo both >text")) == ["a"]
+
+
+def test_a_resolution_must_pass_the_check_and_gets_its_log_on_a_second_try(repo: UserRepo) -> None:
+    _clash(repo)
+    script = "if grep -rqs 'too short' ${OVERLAYRUN_CONFLICT:-.} CONFLICT.json 2>/dev/null; then echo long enough >text; else echo no >text; fi"
+    check = "grep -q no text && { echo too short; exit 1; }; true"
+    done = reconcile(repo, "--resolve", script, "--check", check)
+    assert landed(done) == ["good", "a"], str(done)
+    assert repo.show("main", "text") == "long enough\n"
+
+
 # Approval and settings
 
 
@@ -263,7 +314,9 @@ def test_an_approval_ends_when_it_is_taken_back_or_the_branch_goes_on(repo: User
 def test_the_file_sets_the_check_and_the_approval(repo: UserRepo) -> None:
     repo.commit("rules", overlayrun_toml="")
     repo.git("mv", "overlayrun_toml", "overlayrun.toml")
-    repo.write("overlayrun.toml", "[reconcile]\ncheck = 'test ! -e bad'\nslots = 1\nrequire-approval = true\n")
+    repo.write(
+        "overlayrun.toml", "[reconcile]\ncheck = 'test ! -e bad'\nslots = 1\nrequire-approval = true\n"
+    )
     repo.commit("rules")
     agents(repo, "bad", "good", "shy")
     repo.overlayrun("approve", "bad")
@@ -291,7 +344,7 @@ def _rules(repo: UserRepo, text: str) -> str:
 def test_what_the_file_may_not_say_is_refused_with_its_name(repo: UserRepo) -> None:
     _rules(repo, "chekc = 'true'")
     done = reconcile(repo)
-    assert done.code == 2, str(done)
+    assert done.code == 3, str(done)
     assert "chekc" in done.err
 
 
@@ -315,10 +368,10 @@ def test_a_branch_that_adds_or_removes_the_rules_needs_approval(repo: UserRepo) 
 def test_rules_put_back_to_where_the_branch_began_need_approval_again(repo: UserRepo) -> None:
     """What counts is what a landing changes on the target, not where the branch began."""
     _rules(repo, "slots = 1")
-    repo.inside("printf '[reconcile]\\nslots = 2\\n' >overlayrun.toml", branch="sly")
+    repo.inside("printf '[reconcile]\\nslots = 2\\n' >overlayrun.toml; git commit -qam two", branch="sly")
     repo.overlayrun("approve", "sly")
     assert landed(reconcile(repo)) == ["sly"]
-    repo.inside("printf '[reconcile]\\nslots = 1\\n' >overlayrun.toml", branch="sly")
+    repo.inside("printf '[reconcile]\\nslots = 1\\n' >overlayrun.toml; git commit -qam one", branch="sly")
     assert queue(repo) == {"sly": "not approved"}
     assert reconcile(repo).out == ""
     assert "slots = 2" in repo.show("main", "overlayrun.toml")
@@ -355,7 +408,10 @@ def test_a_branch_that_stands_on_older_rules_needs_no_approval(repo: UserRepo) -
 
 def test_a_check_writes_nowhere_but_in_its_own_workspace(repo: UserRepo) -> None:
     home, user = repo.home / "stolen", repo.root / "stolen"
-    _rules(repo, f"check = 'echo x >{home}; echo x >stolen; echo x >{user}; echo x >.git/stolen; rm -rf src; true'")
+    _rules(
+        repo,
+        f"check = 'echo x >{home}; echo x >stolen; echo x >{user}; echo x >.git/stolen; rm -rf src; true'",
+    )
     agents(repo, "a")
     done = reconcile(repo)
     assert landed(done) == ["a"], str(done)
@@ -370,7 +426,9 @@ def test_a_check_sees_the_very_tree_that_lands(repo: UserRepo) -> None:
     agents(repo, "a", "b")
     repo.write("README", "not committed\n")
     repo.write("untracked", "x\n")
-    done = reconcile(repo, "--check", "git status --porcelain; git rev-parse 'HEAD^{tree}'; ls; test ! -e untracked")
+    done = reconcile(
+        repo, "--check", "git status --porcelain; git rev-parse 'HEAD^{tree}'; ls; test ! -e untracked"
+    )
     assert sorted(landed(done)) == ["a", "b"], str(done)
     answer = checks(repo, "b")[0]
     log = Path(answer["log"]).read_text().split()
@@ -447,18 +505,42 @@ def test_another_environment_is_another_question(repo: UserRepo) -> None:
     assert len(checks(repo, "a")) == 2
 
 
-def test_a_check_that_fails_once_by_chance_does_not_stop_the_branch(repo: UserRepo, tmp_path: Path) -> None:
-    agents(repo, "a", "b")
-    seen = tmp_path / "seen"
-    os.mkfifo(seen)
-    # The sandbox keeps nothing of the first try; how often it ran, the clock of the kept answers says.
-    flaky = f"ls {repo.state}/checks/*/*.json >/dev/null 2>&1"
-    done = reconcile(repo, "--check", f"{flaky} || test $(( $(date +%s%N) / 1000 % 2 )) = 5 || {_once(repo)}", "--slots", "1")
-    assert sorted(landed(done)) == ["a", "b"], str(done)
+@pytest.fixture
+def answers() -> Iterator[Answers]:
+    """A server that checks can reach: their sandbox keeps nothing from one try to the next."""
+    with Answers() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
-def _once(repo: UserRepo) -> str:
-    return "false"
+class Answers(socketserver.TCPServer):
+    """Sends the exit status that a check is to end with: 1 the first time, then 0."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), socketserver.StreamRequestHandler)
+        self.asked = 0
+
+    def finish_request(self, request: Any, client_address: object) -> None:
+        self.asked += 1
+        request.sendall(b"1" if self.asked == 1 else b"0")
+
+    @property
+    def check(self) -> str:
+        ask = f"import socket; print(socket.create_connection({self.server_address!r}).recv(1).decode())"
+        return f'exit $({sys.executable} -c "{ask}")'
+
+
+@pytest.mark.parametrize("slots", ["1", "2"])
+def test_a_check_that_fails_once_by_chance_stops_no_branch(
+    repo: UserRepo, answers: Answers, slots: str
+) -> None:
+    agents(repo, "a")
+    done = reconcile(repo, "--check", answers.check, "--slots", slots)
+    assert (done.code, landed(done)) == (0, ["a"]), str(done)
+    assert [one["status"] for one in checks(repo, "a")] == [0, 1]
 
 
 # The user's own work
@@ -538,6 +620,63 @@ def test_work_given_back_from_a_held_delivery_still_knows_what_landed_before(rep
     assert landed(done) == ["b"], str(done)
     assert repo.show("main", "text").splitlines()[3] == "user"
     assert repo.show("main", "other") == "agent\n"
+
+
+def test_new_work_lands_without_what_the_user_took_back_of_the_old(repo: UserRepo) -> None:
+    repo.commit("start", text="one\n")
+    agent(repo, "a", text="agent\n")
+    assert landed(reconcile(repo)) == ["a"]
+    repo.commit("not that", text="one\n")
+    repo.inside("echo more >more", branch="a")
+    assert landed(reconcile(repo)) == ["a"]
+    assert (repo.show("main", "text"), repo.show("main", "more")) == ("one\n", "more\n")
+
+
+@pytest.mark.xfail(strict=True, reason="rm and gc take what waits to be delivered for landed: its tip can go")
+def test_a_held_landing_is_no_reason_to_lose_the_branch(repo: UserRepo) -> None:
+    """Removed as landed while the delivery waits; then the user moves on, and what waited is queued again."""
+    repo.commit("start", **{"a.py": "one\n"})
+    agent(repo, "a", a_py="agent\n")
+    repo.write("a.py", "mine\n")
+    assert reconcile(repo).code == 1
+    repo.overlayrun("rm", "a")
+    repo.git("checkout", "-q", "a.py")
+    repo.commit("mine", mine="x\n")
+    reconcile(repo)
+    blob = repo.raw_git("hash-object", "--stdin", data=b"agent\n").decode().strip()
+    assert blob in repo.git("rev-list", "--objects", "--all", "--reflog")
+
+
+def test_rebase_lands_a_branch_whose_merges_it_would_lose_as_one_commit(repo: UserRepo) -> None:
+    repo.inside(
+        "git checkout -qb side; echo 1 >one; git add .; git commit -qm one; git checkout -q b; echo 2 >two; git add .;"
+        "git commit -qm two; git merge -q --no-commit side; echo merged >three; git add .; git commit -qm three"
+    )
+    agents(repo, "other")
+    done = reconcile(repo, "--rebase")
+    assert (done.code, landed(done)) == (0, ["b", "other"]), str(done)
+    assert {"one", "two", "three", "other"} <= repo.files("main").keys()
+
+
+def test_rebase_lands_a_branch_in_which_only_a_step_conflicts(repo: UserRepo) -> None:
+    repo.commit("start", text="one\n")
+    repo.inside(
+        "echo 2 >text; git commit -qam two; echo one >text; echo x >new; git add .; git commit -qm back"
+    )
+    repo.commit("mine", text="user\n")
+    done = reconcile(repo, "--rebase")
+    assert (done.code, landed(done)) == (0, ["b"]), str(done)
+    assert (repo.show("main", "text"), repo.show("main", "new")) == ("user\n", "x\n")
+
+
+def test_a_conflict_of_a_rebase_is_resolved_once(repo: UserRepo) -> None:
+    repo.commit("start", text="one\n")
+    agent(repo, "a", text="agent\n")
+    repo.commit("mine", text="user\n")
+    done = reconcile(repo, "--rebase", "--resolve", "echo both >text")
+    assert (done.code, landed(done)) == (0, ["a"]), str(done)
+    assert repo.show("main", "text") == "both\n"
+    assert done.err.count("handed to") == 1
 
 
 # Branches that began with uncommitted changes
@@ -699,7 +838,13 @@ def test_the_queue_is_in_the_order_of_landing_with_a_reason_for_each(repo: UserR
     agents(repo, "late")
     found = asked(repo, "queue")
     states = [(one["branch"], one["state"]) for one in found["branches"]]
-    assert states == [("clash", "conflict"), ("good", "landed"), ("bad", "failed"), ("idle", "no change"), ("late", "waiting")]
+    assert states == [
+        ("clash", "conflict"),
+        ("good", "landed"),
+        ("bad", "failed"),
+        ("idle", "no change"),
+        ("late", "waiting"),
+    ]
     why = {one["branch"]: one["why"] for one in found["branches"]}
     assert "status 1" in why["bad"]
     assert why["clash"]
@@ -758,6 +903,7 @@ def test_watch_delivers_what_was_held_once_it_can(repo: UserRepo) -> None:
         running.expect("a.py is dirty")
         repo.git("checkout", "-q", "a.py")
         wait_until(lambda: (repo.root / "a.py").read_text() == "agent\n", "the delivery")
+        wait_until(lambda: not undelivered(repo), "the end of the delivery")
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(30) == 0, running.text()
     assert running.text().count("a.py is dirty") == 1

@@ -61,6 +61,11 @@ def notes(repo: UserRepo) -> dict[str, str]:
     return {name: at for name, at in repo.refs().items() if name.startswith("refs/overlayrun/queue/")}
 
 
+def undelivered(repo: UserRepo) -> list[str]:
+    """Refs that say that something has landed and waits."""
+    return [name for name in notes(repo) if name.split("/")[3] in ("tip", "from")]
+
+
 def first_parents(repo: UserRepo, revision: str = "main") -> list[str]:
     """Subjects along the target's own line, newest first."""
     return repo.git("log", "--first-parent", "--format=%s", revision).splitlines()
@@ -107,4 +112,4 @@ def assert_sound(repo: UserRepo) -> None:
 def assert_delivered(repo: UserRepo) -> None:
     """The working tree and the index are the target's, and nothing waits."""
     assert repo.git("status", "--porcelain") == ""
-    assert [name for name in notes(repo) if "/tip/" in name or "/from/" in name] == []
+    assert undelivered(repo) == []

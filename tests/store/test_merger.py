@@ -118,6 +118,14 @@ def test_attributes_come_from_the_rules_alone(history: History) -> None:
         assert kinds(engine.merge(target, source)) == {b"d/u": "contents"}
 
 
+def test_attributes_count_in_a_bare_repository(history: History) -> None:
+    rule = {".gitattributes": "u merge=union\n"}
+    base = history.commit({**rule, "u": "0\n"})
+    target, source = (history.commit({**rule, "u": f"0\n{text}\n"}, base) for text in "ts")
+    history.git("config", "core.bare", "true")
+    assert history.show(merge_once(history.git_dir, target, source).tree, "u") == "0\nt\ns"
+
+
 def test_an_engine_tells_which_commits_its_rules_fit(history: History) -> None:
     rules = {"a/.gitattributes": "u merge=union\n", "b/.gitattributes": "u -merge\n"}
     first = history.commit(rules)
@@ -159,6 +167,17 @@ def test_a_source_chooses_no_driver_of_the_users(history: History) -> None:
     target = history.commit({"a": "2\n", ".gitattributes": "a merge=run\n"}, base)
     assert merge_once(history.git_dir, target, source).is_clean
     assert (history.path / "ran").exists()
+
+
+def test_a_source_chooses_no_driver_when_the_user_renormalizes(history: History) -> None:
+    history.git("config", "merge.run.driver", "true")
+    history.git("config", "merge.renormalize", "true")
+    base = history.commit({"a": "1\n"})
+    target = history.commit({"a": "2\n"}, base)
+    source = history.commit({"a": "3\n", ".gitattributes": "a merge=run\n"}, base)
+    assert kinds(merge_once(history.git_dir, target, source)) == {b"a": "contents"}
+    with MergeEngine(history.git_dir, None) as engine:
+        assert kinds(engine.merge(target, source)) == {b"a": "contents"}
 
 
 @pytest.mark.parametrize("alone", [False, True])

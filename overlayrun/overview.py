@@ -15,7 +15,7 @@ from overlayrun.model import BranchName, CommitId
 from overlayrun.snapshot import LeftOut, LeftOutReason, preview
 from overlayrun.store.git import git
 from overlayrun.store.landings import has_landed
-from overlayrun.store.refs import branch_ref, tip_ref
+from overlayrun.store.refs import branch_ref
 from overlayrun.store.repo import DiffStat, Repo, SnapshotInfo
 from overlayrun.workspace.catalogue import records
 from overlayrun.workspace.layout import Layout
@@ -119,10 +119,8 @@ def tip_of(repo: Repo, record: Record) -> CommitId | None:
 
 
 def target_tip(repo: Repo, record: Record) -> CommitId | None:
-    """Where the workspace's target stands, with what has landed and is not delivered yet."""
-    if record.target is None:
-        return None
-    return repo.ref(tip_ref(record.target)) or repo.ref(branch_ref(record.target))
+    """Where the workspace's target stands; without what has landed and waits to be delivered, which may go."""
+    return repo.ref(branch_ref(record.target)) if record.target else None
 
 
 def _standing(

@@ -67,7 +67,8 @@ def row(opened: Opened, item: Item, work: Work | None) -> list[str]:
 
 
 def _files(opened: Opened, item: Item) -> int:
-    start = item.base or item.record.base
+    began = item.record.dirty or item.record.base
+    start = began if item.standing is Standing.LANDED else item.base or began
     return opened.repo.diff_stat(opened.repo.tree_of(start), opened.repo.tree_of(item.tip)).files
 
 

@@ -85,7 +85,7 @@ def merge_command(
     status = 0
     shapes = []
     for target, wanted in _by_target([_find(opened, text) for text in branches], into).items():
-        report = Report(as_json=as_json)
+        report = Report(settings, as_json=as_json)
         with Reconciler(opened.repository, opened.layout, target, settings, report.show) as worker:
             if dry_run:
                 shape = report.foreseen(worker.foresee(wanted), target)
@@ -114,7 +114,7 @@ def reconcile_command(*, into: str | None, watch: bool, as_json: bool, **given: 
     target = target_of(opened, into)
     if watch:
         _watch(opened, target, settings, as_json=as_json)
-    report = Report(as_json=as_json)
+    report = Report(settings, as_json=as_json)
     with Reconciler(opened.repository, opened.layout, target, settings, report.show) as worker:
         shape = report.ended(opened, [], worker.reconcile(), target)
     if as_json:
@@ -126,7 +126,7 @@ def _watch(opened: Opened, target: BranchName, settings: Settings, *, as_json: b
     """Until somebody ends it: a live table on a terminal, else a line for each event."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as stack:
-        show = Report(as_json=False).show
+        show = Report(settings, as_json=False).show
         if as_json:
             show = _say_event
         elif on_terminal():
@@ -169,7 +169,8 @@ def _find(opened: Opened, text: str) -> Record:
 class Report:
     """Tells what happens, a line each; with --json nothing until the end."""
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, settings: Settings, *, as_json: bool) -> None:
+        self._settings = settings
         self._as_json = as_json
 
     def show(self, event: Event) -> None:
@@ -210,6 +211,8 @@ class Report:
             if record.id not in landed:
                 self._already(queue.item(record), target)
         self._clashes(outcome.clashes, target)
+        if not wanted and not self._as_json:
+            self._left_behind(outcome, Queue(opened.layout, opened.repo, target, self._settings), target)
         return {
             "target": target,
             "commit": queue.tip,
@@ -222,6 +225,17 @@ class Report:
             "held": [held.why for held in outcome.delivery.held] if outcome.delivery else [],
             "status": int(not outcome.is_whole),
         }
+
+    def _left_behind(self, outcome: Outcome, queue: Queue, target: BranchName) -> None:
+        """What did not land, in a line."""
+        home = (Standing.LANDED, Standing.UNCHANGED)
+        left = [
+            f"{item.branch} ({item.standing.value})" for item in queue.items() if item.standing not in home
+        ]
+        if left:
+            tell(f"not on {target} yet: {', '.join(left)}; see: overlayrun queue")
+        elif not outcome.landed:
+            tell(f"nothing waits for {target}")
 
     def _already(self, item: Item, target: BranchName) -> None:
         if item.standing is Standing.UNCHANGED:

@@ -29,7 +29,7 @@ from overlayrun.reconcile.settings import Settings
 from overlayrun.recover import recover_all
 from overlayrun.store.location import Repository
 from overlayrun.store.merger import MergeEngine
-from overlayrun.store.refs import branch_ref
+from overlayrun.store.refs import branch_ref, tip_ref
 from overlayrun.store.repo import Repo
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
@@ -118,9 +118,12 @@ class Reconciler:
 
     def merge(self, wanted: Sequence[Record]) -> Outcome:
         """Bring these branches home, in this order, whatever was noted of them."""
-        for item in self._named(wanted):
+        def named(queue: Queue) -> list[Item]:
+            return [queue.item(record) for record in wanted]
+
+        for item in named(self._queue()):
             self._ledger.unpark(item)
-        return self._until_done(lambda: self._open(self._named(wanted)), fast_forward=True)
+        return self._until_done(named, fast_forward=True)
 
     def watch(self) -> NoReturn:
         """Go on for ever: bring home what becomes ready, and what was held once it can be delivered."""
@@ -153,17 +156,13 @@ class Reconciler:
     def _queue(self) -> Queue:
         return Queue(self._layout, self._repo, self.target, self._settings)
 
-    def _ready(self) -> list[Item]:
-        return [item for item in self._queue().items() if self._is_ready(item)]
+    def _ready(self, queue: Queue) -> list[Item]:
+        return [item for item in queue.items() if self._is_ready(item)]
 
     def _is_ready(self, item: Item) -> bool:
         """What waits; and what conflicts, once it is resolved or where there is somebody to do it."""
         can_resolve = self._settings.resolve is not None or item.record.id in self._proposals
         return item.standing is Standing.WAITING or (item.standing is Standing.CONFLICT and can_resolve)
-
-    def _named(self, wanted: Sequence[Record]) -> list[Item]:
-        queue = self._queue()
-        return [queue.item(record) for record in wanted]
 
     def _open(self, items: Sequence[Item]) -> list[Item]:
         """Those that are not home yet, and were not given up in this reconciliation."""
@@ -172,29 +171,32 @@ class Reconciler:
         home = (Standing.LANDED, Standing.UNCHANGED)
         return [item for item in items if item.standing not in home and item.record.id not in done]
 
-    def _until_done(self, items: Callable[[], list[Item]], *, fast_forward: bool) -> Outcome:
-        lost = 0
+    def _until_done(self, items: Callable[[Queue], list[Item]], *, fast_forward: bool) -> Outcome:
+        lost: list[object] = []
         while True:
             try:
-                self._tell_delivery(self._ledger.settle())
-                wanted = self._open(items())
+                self._tell_delivery(self._ledger.settle(), late=True)
+                queue = self._queue()
+                wanted = self._open(items(queue))
                 if wanted:
-                    self._pass(wanted, fast_forward=fast_forward)
+                    self._pass(queue.tip, wanted, fast_forward=fast_forward)
                 elif not self._hands:
                     return self.outcome
                 self._collect(0 if wanted else _TICK)
             except RefMoved:
-                lost += 1
-                if lost == _ATTEMPTS:
+                lost.append([self._repo.ref(of(self.target)) for of in (tip_ref, branch_ref)])
+                if lost.count(lost[-1]) == _ATTEMPTS:  # nobody moves anything: a lock that was left
                     raise
                 time.sleep(_PAUSE)
 
     def _builder(self, engine: MergeEngine, *, fast_forward: bool) -> Builder:
         return Builder(self._repo, engine, self._settings.mode, self._proposals, fast_forward=fast_forward)
 
-    def _pass(self, items: Sequence[Item], *, fast_forward: bool) -> None:
-        """Land what can be landed now. A pass in which all conflict hands them on."""
-        tip = self._queue().tip
+    def _pass(self, tip: CommitId, items: Sequence[Item], *, fast_forward: bool) -> None:
+        """Land what can be landed now. A pass in which all conflict hands them on.
+
+        tip: where the target stood when the items were looked at.
+        """
         with MergeEngine(self._repo.git_dir, tip) as engine:
             builder = self._builder(engine, fast_forward=fast_forward)
             chain = builder.chain(tip, items)
@@ -239,12 +241,16 @@ class Reconciler:
                 remember(self._repo, clash.merged, self._proposals.pop(one.item.record.id).tree)
         self._tell_delivery(delivery)
 
-    def _tell_delivery(self, delivery: Delivery | None) -> None:
+    def _tell_delivery(self, delivery: Delivery | None, *, late: bool = False) -> None:
+        """late: of what an earlier landing left waiting."""
         if delivery is None:
             return
         before, self.outcome.delivery = self.outcome.delivery, delivery
         if delivery.held and before != delivery:
             self._show(_held(delivery))
+        elif late and not delivery.held:
+            text = f"delivered what had landed: {self.target} is at {delivery.commit[:10]}"
+            self._show(Event(EventKind.DELIVERED, None, text, {"commit": delivery.commit}))
 
     def _hand_on(self, clashes: Sequence[Clash]) -> None:
         """Conflicts with what the target is now: noted, and resolved by others if anybody does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,35 @@ def assert_delivered(repo: UserRepo) -> None:
     """The working tree and the index are the target's, and nothing waits."""
     assert repo.git("status", "--porcelain") == ""
     assert undelivered(repo) == []
+
+
+def renew(repo: UserRepo, work: Mapping[str, Mapping[str, str]]) -> None:
+    """Let branches go on at once, as their owner may by git: each is one commit on main that writes its files."""
+    who = "Agent <agent@example.invalid> 1700000000 +0000"
+    stream = []
+    for branch, files in work.items():
+        stream += [f"commit refs/heads/{branch}", f"committer {who}", _data(f"work of {branch}"), "from refs/heads/main^0"]
+        stream += [line for name, text in files.items() for line in (f"M 100644 inline {name}", _data(text))]
+    repo.raw_git("fast-import", "--quiet", "--force", data="\n".join([*stream, ""]).encode())
+
+
+def _data(text: str) -> str:
+    return f"data {len(text.encode())}\n{text}"
+
+
+def times_brought(repo: UserRepo, start: str, path: str) -> int:
+    """How many commits of main's own line since `start` changed a path."""
+    words = ["log", "--first-parent", "--diff-merges=first-parent", "--no-patch", "--format=%H", f"{start}..main", "--", path]
+    return len(repo.git(*words).split())
+
+
+def assert_only_forward(repo: UserRepo) -> None:
+    """Main's reflog has no step of ours that drops a commit, and none that is not told of."""
+    before = None
+    for line in (repo.root / ".git/logs/refs/heads/main").read_text().splitlines():
+        old, new = line.split(" ", 2)[:2]
+        assert before in (None, old), line
+        before = new
+        if "\toverlayrun: " in line:
+            assert is_in(repo, old, new), line
+    assert before == repo.git("rev-parse", "main")

@@ -25,12 +25,13 @@ _TRIES: Final = 40
 class User:
     """Somebody at work in a repository, who knows what he has done and not taken back himself.
 
-    saved: by path, the last bytes that he saved and did not discard. at: where his last step left main.
+    saved: by path, the last bytes that he saved and did not discard. touched: every path that he ever saved.
     """
 
     def __init__(self, repo: UserRepo, dice: random.Random) -> None:
         self.repo = repo
         self.saved: dict[str, str] = {}
+        self.touched: set[str] = set()
         self.staged: set[str] = set()
         self.told: list[str] = []
         self._dice = dice
@@ -78,8 +79,12 @@ class User:
             swap = self.repo.root / f".{name}.swap"
             swap.write_text(text)
             swap.replace(place)
-        self.saved[name] = text
+        self._remember(name, text)
         self.told.append(f"saved {name}")
+
+    def _remember(self, name: str, text: str) -> None:
+        self.saved[name] = text
+        self.touched.add(name)
 
     def stage(self) -> None:
         if self.saved:
@@ -95,7 +100,7 @@ class User:
         """A new file of its own, whatever else is staged."""
         name = f"own{self._dice.getrandbits(40)}"
         self.repo.write(name, f"{name}\n")
-        self.saved[name] = f"{name}\n"
+        self._remember(name, f"{name}\n")
         if self.git("add", name) and self.git("commit", "-qm", f"user: {name}"):
             self.staged.clear()
 
@@ -189,8 +194,8 @@ def _assert_own_changes_only(repo: UserRepo, user: User) -> None:
     if repo.git("branch", "--show-current") != "main":
         return
     listed = repo.raw_git("status", "--porcelain", "-z", "--no-renames").decode().split("\0")[:-1]
-    strange = [line for line in listed if line[3:] not in user.saved]
-    assert strange == [], user.told
+    strange = [line for line in listed if line[3:] not in user.touched]
+    assert strange == [], "\n".join([*user.told, repo.git("reflog", "main")])
 
 
 @pytest.mark.parametrize("part", range(_PARTS))

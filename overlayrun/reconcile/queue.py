@@ -17,7 +17,7 @@ from overlayrun.overview import State, state_of, tip_of
 from overlayrun.reconcile.settings import FILE, Settings
 from overlayrun.store.commits import parse_trailers
 from overlayrun.store.git import git
-from overlayrun.store.landings import Landing, has_landed, landing_of
+from overlayrun.store.landings import Landing, has_landed, is_merge_of, landing_of
 from overlayrun.store.refs import approved_ref, branch_ref, conflict_ref, parked_ref, tip_ref
 from overlayrun.store.repo import Repo
 from overlayrun.store.trees import Entry
@@ -101,7 +101,7 @@ class Queue:
             standing = Standing.RUNNING if running else Standing.UNCHANGED
             return Item(record, self.target, source or self.tip, standing)
         last = landing_of(self._repo, record.id, self.target)
-        held = last if last and self._repo.is_ancestor(last.commit, self.tip) else None
+        held = last if last and self._repo.is_on_mainline(last.commit, self.tip) else None
         item = self._item(record, source, held)
         if self._has(item):
             return replace(item, standing=Standing.LANDED)
@@ -117,12 +117,15 @@ class Queue:
         base, alone = record.dirty, record.dirty is not None
         if held and record.base and self._repo.is_ancestor(held.commit, record.base):
             pass  # a sync has moved the base past that landing
-        elif held and not self._repo.is_ancestor(held.source, self.tip):
+        elif held and not self._is_merged(held):
             base, alone = held.source, True
         elif held and not self._repo.is_ancestor(held.source, source):
             # What a branch had not committed is one commit on top, and is written anew as it goes on.
             base = held.source
         return Item(record, self.target, source, Standing.WAITING, "", base, held, alone)
+
+    def _is_merged(self, held: Landing) -> bool:
+        return is_merge_of(self._repo, held) or self._repo.is_ancestor(held.source, self.tip)
 
     def _has(self, item: Item) -> bool:
         """Whether the target has all of the branch."""

@@ -118,6 +118,7 @@ class Reconciler:
 
     def merge(self, wanted: Sequence[Record]) -> Outcome:
         """Bring these branches home, in this order, whatever was noted of them."""
+
         def named(queue: Queue) -> list[Item]:
             return [queue.item(record) for record in wanted]
 

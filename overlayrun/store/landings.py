@@ -32,11 +32,16 @@ def note_at(repo: Repo, at: CommitId) -> Landing:
     return Landing(*repo.commit(at).parents)
 
 
+def is_merge_of(repo: Repo, landing: Landing) -> bool:
+    """Whether the landing brought the branch with its history."""
+    return landing.source == landing.commit or landing.source in repo.commit(landing.commit).parents
+
+
 def has_landed(
     repo: Repo, workspace_id: str, tip: CommitId, target: BranchName, target_tip: CommitId
 ) -> bool:
     """Whether a target that stands at `target_tip` has all of a branch that stands at `tip`."""
-    if repo.is_ancestor(tip, target_tip):
-        return True
     landing = landing_of(repo, workspace_id, target)
-    return landing is not None and landing.source == tip and repo.is_ancestor(landing.commit, target_tip)
+    if landing and landing.source == tip and repo.is_on_mainline(landing.commit, target_tip):
+        return True
+    return repo.is_ancestor(tip, target_tip)

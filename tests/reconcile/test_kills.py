@@ -22,9 +22,7 @@ from reconcile.world import (
 )
 
 _NAMES: Final = ("a", "b", "c")
-_STEPS: Final = (
-    "rename,renameat,renameat2,link,linkat,fsync,syncfs,unlink,unlinkat,mkdir,mkdirat,rmdir,clone,clone3,vfork,pwrite64,ftruncate"
-)
+_STEPS: Final = "rename,renameat,renameat2,link,linkat,fsync,syncfs,unlink,unlinkat,mkdir,mkdirat,rmdir,clone,clone3,vfork,pwrite64,ftruncate"
 _MOST: Final = 300
 _PARTS: Final = 2
 _RANDOM_PARTS: Final = 4
@@ -48,9 +46,17 @@ class Field:
         """Let every branch go on: each changes, adds and keeps files."""
         number = next(self._numbers)
         self.old = self.repo.files("main")
-        renew(self.repo, {name: {name: f"{name} {number}\n", f"new/{name}.{number % 7}": f"{number}\n"} for name in _NAMES})
+        renew(
+            self.repo,
+            {
+                name: {name: f"{name} {number}\n", f"new/{name}.{number % 7}": f"{number}\n"}
+                for name in _NAMES
+            },
+        )
         brought = [self.repo.files(name) for name in _NAMES]
-        changed = {path: what for files in brought for path, what in files.items() if self.old.get(path) != what}
+        changed = {
+            path: what for files in brought for path, what in files.items() if self.old.get(path) != what
+        }
         self.new = {**self.old, **changed}
 
     def assert_whole(self) -> bool:
@@ -80,7 +86,15 @@ def field(repo: UserRepo) -> Iterator[Field]:
 def _killed_at(repo: UserRepo, step: int, *args: str) -> bool:
     """Reconcile with a kill at the n-th step of the process itself; whether it came that far."""
     log = repo.home.parent / "strace"
-    command = ["strace", "-o", str(log), "-e", f"trace={_STEPS}", "-e", f"inject={_STEPS}:signal=SIGKILL:when={step}"]
+    command = [
+        "strace",
+        "-o",
+        str(log),
+        "-e",
+        f"trace={_STEPS}",
+        "-e",
+        f"inject={_STEPS}:signal=SIGKILL:when={step}",
+    ]
     done = subprocess.run(
         [*command, *repo.command("reconcile", *args)],
         cwd=repo.root,
@@ -96,7 +110,9 @@ def _killed_at(repo: UserRepo, step: int, *args: str) -> bool:
 
 @_CHECKS
 @pytest.mark.parametrize("part", range(_PARTS))
-def test_a_kill_at_any_step_is_made_good_by_the_next_command(field: Field, part: int, check: tuple[str, ...]) -> None:
+def test_a_kill_at_any_step_is_made_good_by_the_next_command(
+    field: Field, part: int, check: tuple[str, ...]
+) -> None:
     steps = 0
     for step in range(1 + part, _MOST, _PARTS):
         if not _killed_at(field.repo, step, *check):
@@ -139,7 +155,7 @@ def test_a_kill_while_a_delivery_is_held_changes_nothing_of_the_users(field: Fie
         assert (repo.root / "a").read_text() == "mine\n"
         assert repo.files("main") == field.old
         assert repo.git("status", "--porcelain") == "M a"
-    repo.git("checkout", "-q", "a")
+    repo.git("checkout", "-q", "--", "a")
     field.recover()
 
 

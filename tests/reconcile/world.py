@@ -121,7 +121,12 @@ def renew(repo: UserRepo, work: Mapping[str, Mapping[str, str]]) -> None:
     who = "Agent <agent@example.invalid> 1700000000 +0000"
     stream = []
     for branch, files in work.items():
-        stream += [f"commit refs/heads/{branch}", f"committer {who}", _data(f"work of {branch}"), "from refs/heads/main^0"]
+        stream += [
+            f"commit refs/heads/{branch}",
+            f"committer {who}",
+            _data(f"work of {branch}"),
+            "from refs/heads/main^0",
+        ]
         stream += [line for name, text in files.items() for line in (f"M 100644 inline {name}", _data(text))]
     repo.raw_git("fast-import", "--quiet", "--force", data="\n".join([*stream, ""]).encode())
 
@@ -132,7 +137,16 @@ def _data(text: str) -> str:
 
 def times_brought(repo: UserRepo, start: str, path: str) -> int:
     """How many commits of main's own line since `start` changed a path."""
-    words = ["log", "--first-parent", "--diff-merges=first-parent", "--no-patch", "--format=%H", f"{start}..main", "--", path]
+    words = [
+        "log",
+        "--first-parent",
+        "--diff-merges=first-parent",
+        "--no-patch",
+        "--format=%H",
+        f"{start}..main",
+        "--",
+        path,
+    ]
     return len(repo.git(*words).split())
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import random
 import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import UserRepo
 
 from overlayrun.errors import HostError, StoreError, UsageError
-from overlayrun.model import EMPTY_TREE, TreeId
+from overlayrun.model import EMPTY_TREE, CommitId, TreeId
 from overlayrun.store.repo import Repo
 
 
@@ -89,3 +91,23 @@ def test_extensions_that_change_no_storage_are_taken(place: Path) -> None:
 def test_no_repository(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not a git repository"):
         Repo(str(tmp_path))
+
+
+def test_ancestry_is_gits_whichever_way_it_is_asked(repo: UserRepo) -> None:
+    """Of a history with side branches: by itself, and once first parents were walked."""
+    chance = random.Random(3)
+    commits = [repo.git("rev-parse", "HEAD")]
+    tree = repo.git("rev-parse", "HEAD^{tree}")
+    for number in range(24):
+        parents = chance.sample(commits[-6:], min(len(commits[-6:]), chance.choice([1, 1, 2])))
+        words = [word for parent in parents for word in ("-p", parent)]
+        commits.append(repo.git("commit-tree", *words, "-m", str(number), tree))
+    held = {one: set(repo.git("rev-list", one).split()) for one in commits}
+    for tip in (commits[-1], commits[-4]):
+        plain, walked = Repo(f"{repo.root}/.git"), Repo(f"{repo.root}/.git")
+        for old in chance.sample(commits, len(commits)):
+            assert walked.is_on_mainline(CommitId(old), CommitId(tip)) == (old in held[tip])
+            for new in chance.sample(commits, 6):
+                expected = old in held[new]
+                assert plain.is_ancestor(CommitId(old), CommitId(new)) == expected
+                assert walked.is_ancestor(CommitId(old), CommitId(new)) == expected

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from _bench_inside import path_of, text_of
-from _bench_measure import Figure, Race, amount, faster
+from _bench_measure import Figure, Lane, Race, amount, faster, times
 from _bench_world import World
 
 _LANDED: Final = 100
 _FILES: Final = 10
+_FASTER: Final = 1.6
 _GATED: Final = 60
 _BAD: Final = (11, 29, 47)
 _CHECK: Final = "sleep 2; ! ls bad-* 2>/dev/null"
@@ -64,25 +66,39 @@ class _Start:
 
 
 @contextmanager
-def landing(world: World, size: int) -> Iterator[Race]:
-    """A hundred clean branches, beside three git processes for each."""
-    with _branches(world, size, _LANDED, lambda number: _edit(number, _FILES, size)) as place:
-        start = _Start(world, place)
-        ours, peer = f"overlayrun reconcile {size:,}", f"three git processes a branch {size:,}"
+def landing(world: World, sizes: Sequence[int]) -> Iterator[Race]:
+    """A hundred clean branches, beside three git processes for each, at all sizes in the same rounds."""
+    lanes: list[Lane] = []
+    figures: list[Figure] = []
+    with ExitStack() as stack:
+        for size in sizes:
+            change = functools.partial(_edit, files=_FILES, size=size)
+            place = stack.enter_context(_branches(world, size, _LANDED, change))
+            ours, peer = f"overlayrun reconcile {size:,}", f"three git processes a branch {size:,}"
+            lanes += _landing_lanes(world, place, ours, peer)
+            what = f"{_LANDED} branches of {_FILES} files landed"
+            figures.append(faster(what, f"{size:,}", ours, peer, _FASTER if size == sizes[0] else None))
+        if len(sizes) > 1:
+            names = [f"overlayrun reconcile {size:,}" for size in (sizes[-1], sizes[0])]
+            figures.append(times("the same, flat", f"{sizes[0]:,} to {sizes[-1]:,}", *names, 1.3))
+        yield Race(lanes, figures, heavy=True)
 
-        def reconcile(_: int) -> Mapping[str, float]:
-            spent = world.run(world.ours("reconcile", "--into", "main"), place)
-            assert spent.output.count(b" is merged") == _LANDED, spent.output[-500:]
-            start.again()
-            return spent.named(ours)
 
-        def by_git(_: int) -> Mapping[str, float]:
-            spent = world.run(["/bin/sh", "-c", _script(start.main)], place)
-            start.again()
-            return spent.named(peer)
+def _landing_lanes(world: World, place: str, ours: str, peer: str) -> list[Lane]:
+    start = _Start(world, place)
 
-        what = f"{_LANDED} branches of {_FILES} files landed"
-        yield Race([reconcile, by_git], [faster(what, f"{size:,}", ours, peer, 1.6)], heavy=True)
+    def reconcile(_: int) -> Mapping[str, float]:
+        spent = world.run(world.ours("reconcile", "--into", "main"), place)
+        assert spent.output.count(b" is merged") == _LANDED, spent.output[-500:]
+        start.again()
+        return spent.named(ours)
+
+    def by_git(_: int) -> Mapping[str, float]:
+        spent = world.run(["/bin/sh", "-c", _script(start.main)], place)
+        start.again()
+        return spent.named(peer)
+
+    return [reconcile, by_git]
 
 
 def _script(main: str) -> str:

@@ -119,7 +119,7 @@ def tip_of(repo: Repo, record: Record) -> CommitId | None:
 
 
 def target_tip(repo: Repo, record: Record) -> CommitId | None:
-    """Where the workspace's target stands; without what has landed and waits to be delivered, which may go."""
+    """Where the workspace's target stands; without what waits to be delivered, which may go."""
     return repo.ref(branch_ref(record.target)) if record.target else None
 
 

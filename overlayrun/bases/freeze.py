@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Above this share of changed files a new base costs less than carrying the delta along.
 _LARGEST_DELTA: Final = 20_000
+# Paths that fit on a command line for certain (execve(2): 128 KiB an argument, at least as much for all).
+_FEW: Final = 200
 
 # A checkout of ours runs no program that the user or the tree chose, and leaves no cache behind.
 _SAFE: Final = (
@@ -201,7 +203,9 @@ def _keep_times(repository: Repository, tree: TreeId, aside: str, paths: set[byt
     copy = f"{aside}/git/user-index"
     copy_file(f"{repository.git_dir}/index", copy)
     comparison = ["diff", "--name-only", "-z", "--no-renames", "--no-ext-diff", "--ignore-submodules", tree]
-    listed = git(comparison, cwd=repository.root, env={"GIT_INDEX_FILE": copy})
+    if paths is not None and len(paths) <= _FEW:  # else git looks at every file: 150 ms at 100,000
+        comparison += ["--", *map(os.fsdecode, sorted(paths))] if paths else ["--", ".git"]
+    listed = git(comparison, cwd=repository.root, env={"GIT_INDEX_FILE": copy, "GIT_LITERAL_PATHSPECS": "1"})
     os.unlink(copy)
     changed = set(listed.split(b"\0"))
     filtered = _filtered(repository)

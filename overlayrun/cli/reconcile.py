@@ -107,7 +107,8 @@ def reconcile_command(*, into: str | None, watch: bool, as_json: bool, **given: 
     """Merge every branch that is ready into its target, oldest first.
 
     Ready is what does not run, and was not given back or parked as it stands. With a check, only what has
-    passed it lands. Exit code 1 if anything stayed behind.
+    passed it lands. Exit code 1 if a branch is given back, parked or conflicts, or if a file of yours is in
+    the way.
     """
     opened = open_here()
     settings = settings_of(opened, given)

@@ -26,7 +26,7 @@ from overlayrun.reconcile.exchange import (
     scratch_directory,
     see,
 )
-from overlayrun.reconcile.worktrees import Held, WorkTree, checked_out
+from overlayrun.reconcile.worktrees import Held, WorkTree, checked_out, every_tree, has_head
 from overlayrun.store.commits import printable
 from overlayrun.store.git import GitFailed, git
 from overlayrun.store.refs import RefUpdate, branch_ref, update_refs
@@ -71,9 +71,44 @@ def deliver(
         if trees and not held:
             order = Order(layout, common_dir, target, old, new, _touched(common_dir, old, new))
             return _deliver(order, trees, lock, tell)
-        if not held:
-            update_refs(common_dir, [RefUpdate(branch_ref(target), new, old)], why="merge")
-        return held
+        return held or _move_alone(common_dir, target, old, new, tell)
+
+
+def _move_alone(
+    common_dir: str, target: BranchName, old: CommitId, new: CommitId, tell: Tell
+) -> tuple[Held, ...]:
+    """Move a branch that no tree has checked out; a tree that is just being switched to it gets its files."""
+    for tree in every_tree(common_dir):
+        if os.path.lexists(f"{tree.git_dir}/index.lock"):
+            return (Held(tree.path, "another git process is at work there"),)
+    update_refs(common_dir, [RefUpdate(branch_ref(target), new, old)], why="merge")
+    time.sleep(_PAUSE)  # git looks at a branch some moments before it takes its lock
+    for tree in every_tree(common_dir):
+        end = time.monotonic() + _PATIENCE
+        while os.path.lexists(f"{tree.git_dir}/index.lock") and time.monotonic() < end:
+            time.sleep(_PAUSE)
+        if has_head(tree, target):
+            _follow(tree, old, new, tell)
+    return ()
+
+
+def _follow(tree: WorkTree, old: CommitId, new: CommitId, tell: Tell) -> None:
+    """Bring a tree on that was switched to the branch with the files that it had before it moved."""
+    try:
+        if _index_is_of(tree, old) and not _index_is_of(tree, new):
+            _move_files(tree, old, new)
+    except GitFailed:
+        tell(f"{tree.path} was being switched while its branch moved on: see git status")
+
+
+def _index_is_of(tree: WorkTree, commit: CommitId) -> bool:
+    try:
+        git(["diff-index", "--cached", "--quiet", commit], cwd=tree.path)
+    except GitFailed as err:
+        if err.code == 1:
+            return False
+        raise
+    return True
 
 
 def recover_delivery(common_dir: str, layout: Layout, tell: Tell = lambda _: None) -> tuple[Held, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,18 +51,35 @@ class WorkTree:
 def checked_out(common_dir: str, target: BranchName) -> tuple[list[WorkTree], tuple[Held, ...]]:
     """Working trees that have a branch checked out, and those that can't let it be moved now."""
     trees, held = [], []
+    for tree, has_branch in _every(common_dir, target):
+        if tree and (has_branch or _comes_back(tree, target)):
+            trees.append(tree)
+            held += [Held(tree.path, f"{what} is under way") for what in _under_way(tree)[:1]]
+        elif has_branch:
+            held.append(Held(common_dir, "git can't say where its working tree is"))
+    return trees, tuple(held)
+
+
+def every_tree(common_dir: str) -> list[WorkTree]:
+    """Every working tree of the repository that is there."""
+    return [tree for tree, _ in _every(common_dir, BranchName("")) if tree]
+
+
+def has_head(tree: WorkTree, target: BranchName) -> bool:
+    """Whether the tree has a branch checked out now."""
+    return _lines(f"{tree.git_dir}/HEAD")[0] == f"ref: {branch_ref(target)}"
+
+
+def _every(common_dir: str, target: BranchName) -> Iterator[tuple[WorkTree | None, bool]]:
+    """Each working tree (None: the main one, which can't be found), and whether it has a branch."""
     for number, lines in enumerate(_listed(common_dir)):
         path, attributes = lines[0].removeprefix("worktree "), lines[1:]
         has_branch = f"branch {branch_ref(target)}" in attributes
         if "bare" in attributes or (number and not os.path.isdir(path)):
             continue
         tree = _linked(common_dir, path) if number else _main_tree(common_dir, path)
-        if tree and (has_branch or _comes_back(tree, target)):
-            trees.append(tree)
-            held += [Held(tree.path, f"{what} is under way") for what in _under_way(tree)[:1]]
-        elif has_branch and not number:
-            held.append(Held(common_dir, "git can't say where its working tree is"))
-    return trees, tuple(held)
+        if tree or not number:
+            yield tree, has_branch
 
 
 def _listed(common_dir: str) -> list[list[str]]:
@@ -116,7 +134,7 @@ def _lines(path: str) -> list[str]:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.read().split("\n")
     except OSError:
-        return []
+        return [""]
 
 
 def _under_way(tree: WorkTree) -> list[str]:

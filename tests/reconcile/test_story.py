@@ -918,7 +918,6 @@ def test_watch_tells_a_program_one_event_a_line(repo: UserRepo) -> None:
         assert running.process.wait(30) == 0, running.text()
 
 
-@pytest.mark.xfail(strict=True, reason="a branch that is just being checked out is moved without its files")
 def test_a_target_that_is_just_being_checked_out_gets_its_files_too(repo: UserRepo) -> None:
     repo.git("config", "filter.slow.smudge", "sleep 3; cat")
     repo.commit("start", **{".gitattributes": "slow filter=slow\n", "slow": "x\n"})

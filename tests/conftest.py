@@ -21,6 +21,8 @@ from typing import Any, Final
 
 import pytest
 
+SHARE: Final = 0 if os.geteuid() == 0 else 1
+"""The suite runs as root and as an ordinary user: of many random tries each takes every other one."""
 PATIENCE: Final = 60.0
 """Seconds after which something is taken to hang on a busy machine: a net, not a claim."""
 _BIN: Final = Path(sys.executable).parent

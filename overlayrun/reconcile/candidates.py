@@ -99,6 +99,10 @@ class Builder:
         self._identity = read_settings(repo.git_dir).identity
         self._writer = ObjectWriter(repo.objects, durable=False)
 
+    def tree_of(self, commit: CommitId) -> TreeId:
+        """Tree of a commit."""
+        return self._repo.tree_of(commit)
+
     def chain(self, base: CommitId, items: Sequence[Item]) -> Chain:
         """Merge what can be merged; a conflict takes a branch out of the chain at once."""
         candidates: list[Candidate] = []

@@ -107,6 +107,9 @@ class Queue:
             return replace(item, standing=Standing.LANDED)
         if running:
             return replace(item, standing=Standing.RUNNING)
+        if self._repo.ref(branch_ref(record.branch)) is None:
+            why = f"you deleted the branch; for its last snapshot: overlayrun merge {record.branch}"
+            return replace(item, standing=Standing.TAKEN_OUT, why=why)
         if last and not held and last.source == source:
             why = f"it had landed, and {self.target} does not have it any more"
             return replace(item, standing=Standing.TAKEN_OUT, why=why)

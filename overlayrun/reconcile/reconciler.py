@@ -214,10 +214,18 @@ class Reconciler:
     def _gate(self, builder: Builder, chain: Chain) -> None:
         assert self._settings.check is not None
         checks = Checks(self._layout, self._repository.root, self._settings.check, self._settings.timeout)
-        gate = Gate(checks, builder, self._land, self._show)
-        gated = gate.through(chain, self._settings.slots, each=self._settings.check_each)
-        for item, answer in gated.failed:
-            self._give_back(item, answer)
+        gate = Gate(checks, builder, self._land, self._give_back, self._show)
+        sick = gate.through(chain, self._settings.slots, each=self._settings.check_each)
+        if sick:
+            self._blame_target([one.item for one in chain.candidates], sick)
+
+    def _blame_target(self, items: Sequence[Item], answer: Answer) -> None:
+        """Nothing is noted of the branches: they are tried again once the target has moved."""
+        why = f"{self.target} itself fails the check"
+        note = Note(Standing.WAITING, why, answer.log)
+        self.outcome.failed += [(item, note) for item in items]
+        text = f"nothing lands: {why} ({answer.why}); what it printed: {answer.log}"
+        self._show(Event(EventKind.FAILED, None, text, {"why": why, "log": answer.log}))
 
     def _give_back(self, item: Item, answer: Answer) -> None:
         clash = self._resolved.get(item.record.id)

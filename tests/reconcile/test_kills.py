@@ -9,7 +9,7 @@ from itertools import count
 from typing import Final
 
 import pytest
-from conftest import UserRepo, wait_until
+from conftest import SHARE, UserRepo, wait_until
 
 from reconcile.world import (
     agents,
@@ -109,7 +109,7 @@ def _killed_at(repo: UserRepo, step: int, *args: str) -> bool:
 
 
 @_CHECKS
-@pytest.mark.parametrize("part", range(_PARTS))
+@pytest.mark.parametrize("part", [SHARE])
 def test_a_kill_at_any_step_is_made_good_by_the_next_command(
     field: Field, part: int, check: tuple[str, ...]
 ) -> None:
@@ -125,7 +125,7 @@ def test_a_kill_at_any_step_is_made_good_by_the_next_command(
 
 
 @_CHECKS
-@pytest.mark.parametrize("part", range(_RANDOM_PARTS))
+@pytest.mark.parametrize("part", range(SHARE, _RANDOM_PARTS, 2))
 def test_kills_at_random_times_lose_nothing(field: Field, part: int, check: tuple[str, ...]) -> None:
     """Some hit the recovery from the one before."""
     dice = random.Random(f"{part} {check}")

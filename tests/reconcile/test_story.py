@@ -64,7 +64,7 @@ def test_merge_with_a_check_that_fails_lands_nothing(repo: UserRepo) -> None:
 
 def test_merge_lands_what_failed_before_once_it_is_asked_to(repo: UserRepo) -> None:
     agents(repo, "a")
-    assert reconcile(repo, "--check", "false").code == 1
+    assert reconcile(repo, "--check", "test ! -e a").code == 1
     assert queue(repo) == {"a": "failed"}
     done = repo.overlayrun("merge", "a")
     assert (done.code, landed(done)) == (0, ["a"]), str(done)
@@ -334,7 +334,7 @@ def test_a_flag_wins_over_git_config_and_that_over_the_file(repo: UserRepo) -> N
     repo.git("config", "overlayrun.reconcile.check", "exit 12")
     repo.inside("echo more >more", branch="a")
     assert "status 12" in reconcile(repo, "--only", "a").out
-    assert landed(reconcile(repo, "--check", "true")) == ["b"]
+    assert landed(reconcile(repo, "--check", "true")) == ["a", "b"]
 
 
 def _rules(repo: UserRepo, text: str) -> str:
@@ -553,7 +553,7 @@ def test_the_users_own_commits_are_never_gated(repo: UserRepo) -> None:
     done = reconcile(repo, "--check", "test ! -e broken")
     assert done.code == 1, str(done)
     assert repo.git("rev-parse", "main") == mine
-    assert queue(repo) == {"a": "failed"}
+    assert queue(repo) == {"a": "waiting"}
 
 
 def test_a_commit_made_while_a_check_runs_stays_and_comes_first(repo: UserRepo) -> None:
@@ -932,3 +932,26 @@ def test_a_target_that_is_just_being_checked_out_gets_its_files_too(repo: UserRe
     reconcile(repo)
     assert repo.show("main", "a") == "a\n"
     assert repo.git("status", "--porcelain") == ""
+
+
+def test_where_the_target_itself_fails_no_branch_is_blamed(repo: UserRepo) -> None:
+    agents(repo, "a", "b")
+    done = reconcile(repo, "--check", "exit 3")
+    assert (done.code, landed(done)) == (1, [])
+    assert "main itself fails the check (the check failed with status 3)" in done.out
+    assert "goes back" not in done.out
+    assert landed(reconcile(repo, "--check", "true")) == ["a", "b"]
+
+
+def test_a_branch_that_mends_the_target_lands(repo: UserRepo) -> None:
+    agents(repo, "a")
+    repo.inside("touch mended", branch="mend")
+    done = reconcile(repo, "--check", "test -e mended")
+    assert "mend" in landed(done)
+
+
+def test_a_branch_that_the_user_deleted_lands_only_by_name(repo: UserRepo) -> None:
+    agents(repo, "a", "b")
+    repo.git("branch", "-D", "a")
+    assert landed(reconcile(repo)) == ["b"]
+    assert landed(repo.overlayrun("merge", "a")) == ["a"]

@@ -17,7 +17,7 @@ from overlayrun.cli.render import has_colours, span_text
 from overlayrun.model import BranchName
 from overlayrun.reconcile.board import Work, boards
 from overlayrun.reconcile.events import Event, EventKind
-from overlayrun.reconcile.queue import Item, Queue, Standing
+from overlayrun.reconcile.queue import Item, Queue
 from overlayrun.reconcile.settings import Settings
 from overlayrun.report import printable
 
@@ -56,7 +56,7 @@ class LiveTable:
     def _table(self) -> Group:
         queue = Queue(self._opened.layout, self._opened.repo, self._target, self._settings)
         work = {one.branch: one for one in boards(self._opened.layout) if one.target == self._target}
-        items = sorted(queue.items(), key=lambda item: item.standing in (Standing.LANDED, Standing.UNCHANGED))
+        items = sorted(queue.items(), key=lambda item: item.standing.is_home)
         room = max(1, self._console.height - _ROWS_OF_OTHERS)
         table = Table(box=None, pad_edge=False, header_style="bold")
         for head in HEADS:

@@ -207,13 +207,13 @@ class Report:
     ) -> dict[str, Any]:
         """What a merge came to. wanted: branches that were asked for by name."""
         landed = {one.item.record.id for one in outcome.landed}
-        queue = Queue(opened.layout, opened.repo, target, Settings())
+        queue = Queue(opened.layout, opened.repo, target, self._settings)
         for record in wanted:
             if record.id not in landed:
                 self._already(queue.item(record), target)
         self._clashes(outcome.clashes, target)
         if not wanted and not self._as_json:
-            self._left_behind(outcome, Queue(opened.layout, opened.repo, target, self._settings), target)
+            self._left_behind(outcome, queue, target)
         return {
             "target": target,
             "commit": queue.tip,
@@ -229,9 +229,8 @@ class Report:
 
     def _left_behind(self, outcome: Outcome, queue: Queue, target: BranchName) -> None:
         """What did not land, in a line."""
-        home = (Standing.LANDED, Standing.UNCHANGED)
         left = [
-            f"{item.branch} ({item.standing.value})" for item in queue.items() if item.standing not in home
+            f"{item.branch} ({item.standing.value})" for item in queue.items() if not item.standing.is_home
         ]
         if left:
             tell(f"not on {target} yet: {', '.join(left)}; see: overlayrun queue")

@@ -18,14 +18,13 @@ from overlayrun.errors import OverlayrunError, StoreError
 from overlayrun.files import write_whole
 from overlayrun.model import BranchName, CommitId
 from overlayrun.reconcile.paths import changed_paths
-from overlayrun.reconcile.queue import Item, Queue, Standing
+from overlayrun.reconcile.queue import Item, Queue
 from overlayrun.reconcile.settings import Settings
 from overlayrun.store.merger import Conflict, MergeEngine
 from overlayrun.store.repo import Repo
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.lock import lock
 
-_HOME: Final = (Standing.LANDED, Standing.UNCHANGED)
 _WORKERS: Final = min(4, os.cpu_count() or 1)
 _VERSION: Final = 1
 _OLDER: Final = 1000  # answers
@@ -68,7 +67,7 @@ def forecast(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Forecast]:
     """Every pair that would conflict. about: pairs with this branch alone. progress: (done, of how many)."""
-    changes = [_change(repo, item) for item in queue.items() if item.standing not in _HOME]
+    changes = [_change(repo, item) for item in queue.items() if not item.standing.is_home]
     pairs = list(_pairs(queue, changes, about))
     known = _load(layout)
     missing = [pair for pair in pairs if pair.key not in known]

@@ -39,6 +39,11 @@ class Standing(Enum):
     TAKEN_OUT = "taken out"
     UNCHANGED = "no change"
 
+    @property
+    def is_home(self) -> bool:
+        """Whether there is nothing to bring to the target."""
+        return self in (Standing.LANDED, Standing.UNCHANGED)
+
 
 @dataclass(frozen=True, slots=True)
 class Item:

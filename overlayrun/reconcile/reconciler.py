@@ -46,7 +46,6 @@ class Outcome:
     """What a reconciliation came to. delivery: None where nothing landed and nothing waited."""
 
     landed: list[Candidate] = field(default_factory=list)
-    held: list[Item] = field(default_factory=list)
     failed: list[tuple[Item, Note]] = field(default_factory=list)
     clashes: list[Clash] = field(default_factory=list)
     delivery: Delivery | None = None
@@ -169,8 +168,7 @@ class Reconciler:
         """Those that are not home yet, and were not given up in this reconciliation."""
         done = {item.record.id for item, _ in self.outcome.failed} | self._hands.keys()
         done |= {clash.item.record.id for clash in self.outcome.clashes}
-        home = (Standing.LANDED, Standing.UNCHANGED)
-        return [item for item in items if item.standing not in home and item.record.id not in done]
+        return [item for item in items if not item.standing.is_home and item.record.id not in done]
 
     def _until_done(self, items: Callable[[Queue], list[Item]], *, fast_forward: bool) -> Outcome:
         lost: list[object] = []
@@ -203,7 +201,6 @@ class Reconciler:
             chain = builder.chain(tip, items)
             if chain.held:
                 self._ledger.note_held(tip, chain.held)
-                self.outcome.held += chain.held
             if not chain.candidates:
                 self._hand_on(chain.clashes)
             elif self._settings.check is None:

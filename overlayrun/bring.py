@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from overlayrun.bases.dirty import look, record_dirty
 from overlayrun.errors import StoreError
 from overlayrun.files import remove_tree
+from overlayrun.incoming import MEANING, Incoming, incoming
 from overlayrun.model import CommitId
 from overlayrun.store.git import git
 from overlayrun.store.location import Repository
@@ -18,16 +20,40 @@ from overlayrun.workspace.record import Record
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """What came of it. said: one sentence for the user. conflicts: if any, nothing was changed."""
+    """What came of it. said: one sentence for the user. conflicts: if any, nothing was changed.
+
+    withheld: what came with it and was not let through; then too nothing was changed.
+    """
 
     said: str
     conflicts: tuple[Conflict, ...] = ()
+    withheld: Incoming | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the user has all of the change now."""
+        return not self.conflicts and self.withheld is None
 
 
-def apply(repository: Repository, layout: Layout, record: Record) -> Brought:
+def refuse(found: Incoming) -> str | None:
+    """Let nothing through that the user has to be asked about; why, for a sentence."""
+    if found.unsafe:
+        return f"unsafe content: {found.unsafe[0]}"
+    if found.bare:
+        return "it holds a bare git repository"
+    return f"it brings {MEANING}" if found.carriers else None
+
+
+def apply(
+    repository: Repository,
+    layout: Layout,
+    record: Record,
+    refused: Callable[[Incoming], str | None] = refuse,
+) -> Brought:
     """Bring the branch's change into the user's working tree as uncommitted changes; index and HEAD stay.
 
-    A three-way merge with what the user has there now, uncommitted changes included. All or nothing.
+    A three-way merge with what the user has there now, uncommitted changes included. All or nothing. refused:
+    why what would come may not; None where it may.
     """
     repo = Repo(record.common_dir)
     latest = next(repo.snapshots(record.id), None)
@@ -41,6 +67,10 @@ def apply(repository: Repository, layout: Layout, record: Record) -> Brought:
         return Brought(
             f"branch {record.branch} conflicts with your working tree; nothing was changed", merged.conflicts
         )
+    found = incoming(repo, repo.tree_of(here), merged.tree)
+    why = refused(found)
+    if why:
+        return Brought(f"branch {record.branch} is not applied: {why}", withheld=found)
     patch = git(
         ["diff-tree", "-p", "--binary", "--full-index", "--no-renames", repo.tree_of(here), merged.tree],
         git_dir=record.common_dir,

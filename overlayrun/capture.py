@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import replace
 from typing import Any
 
+from overlayrun.collector import Limits
 from overlayrun.live import LiveSandbox
 from overlayrun.model import SnapshotReason
 from overlayrun.snapshot import Snapshot, SnapshotJob, take_snapshot
@@ -14,13 +16,21 @@ from overlayrun.workspace.record import Record
 
 
 def capture(
-    layout: Layout, record: Record, reason: SnapshotReason, message: str | None, live: LiveSandbox | None
+    layout: Layout,
+    record: Record,
+    reason: SnapshotReason,
+    message: str | None,
+    live: LiveSandbox | None,
+    *,
+    force_large: bool = False,
 ) -> Snapshot:
     """Take a snapshot of a workspace whose lock the caller holds.
 
     live: its sandbox, where the agent's own commits are packed; without one they wait for the next snapshot.
+    force_large: however much it is.
     """
-    return take_snapshot(job_of(layout, record, live), reason=reason, message=message)
+    job = replace(job_of(layout, record, live), limits=Limits(force_large=force_large))
+    return take_snapshot(job, reason=reason, message=message)
 
 
 def job_of(layout: Layout, record: Record, live: LiveSandbox | None) -> SnapshotJob:

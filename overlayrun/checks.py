@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Final
 
 from overlayrun import refusals
+from overlayrun.kernel.namespaces import is_root_of_host
 from overlayrun.kernel.probe import Capabilities
 from overlayrun.refusals import Refusal, closed, needs_release
 
@@ -62,6 +63,13 @@ KERNEL_CHECKS: Final = (
     ),
     Check("pid", "process namespaces", "nothing that the command starts outlives the run", closed, ("user",)),
     Check("ipc", "ipc namespaces", "the command can't reach shared memory of others", closed, ("user",)),
+    Check(
+        "cgroup_ns",
+        "control group namespaces",
+        "the command does not see its place on the host",
+        closed,
+        ("user",),
+    ),
     Check("uts", "host name namespaces", "the command can't rename the machine", closed, ("user",)),
     Check("tmpfs", "private mounts", "/tmp and /run are the sandbox's own", closed, ("user", "mnt")),
     Check(
@@ -112,6 +120,18 @@ DISK_CHECKS: Final = (
     Check("whiteout", "whiteouts", "a layer can say that a file is gone", refusals.disk, _ON_DISK),
     Check("opaque", "opaque directories", "a layer can replace a directory", refusals.disk, _ON_DISK),
     Check("lock", "file locks", "one run a workspace", refusals.disk),
+    *(
+        [
+            Check(
+                "id_map",
+                "id-mapped mounts",
+                "run by root, the command is nobody, and root's files are its own",
+                refusals.no_id_map,
+            )
+        ]
+        if is_root_of_host()
+        else []
+    ),
     Check(
         "xattr_whiteout",
         "whiteouts by attribute",

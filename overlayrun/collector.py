@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +9,13 @@ from enum import Enum
 from typing import Final
 
 from overlayrun.errors import SnapshotError
-from overlayrun.layers.marks import is_opaque
 from overlayrun.layers.names import is_dotgit, is_dotgitmodules
-from overlayrun.layers.upper import Trouble, read_small, read_up_to
+from overlayrun.layers.walk import Content, Opened
+from overlayrun.layers.wire import FileInfo, LimitReached, Trouble
 from overlayrun.store.convert import Converter
-from overlayrun.store.hashes import HashCache, stamp
-from overlayrun.store.ignore import LARGEST, IgnoreRules
-from overlayrun.store.pack import ObjectWriter, ShortRead
+from overlayrun.store.hashes import HashCache
+from overlayrun.store.ignore import IgnoreRules
+from overlayrun.store.pack import ObjectWriter, ShortRead, join_exactly
 from overlayrun.store.repo import Repo
 from overlayrun.store.trees import (
     EXECUTABLE,
@@ -32,6 +31,7 @@ from overlayrun.store.trees import (
 
 STREAMED: Final = 8 << 20  # bytes; larger files are never held in memory
 PATH_MAX: Final = 4096  # linux/limits.h: no checkout could make a longer path
+_NO_END: Final = 1 << 62
 
 
 class LeftOutReason(Enum):
@@ -42,7 +42,7 @@ class LeftOutReason(Enum):
     DOTGIT = "git keeps that name for itself"
     IN_SUBMODULE = "inside a submodule, which keeps its commit"
     TOO_LARGE = "larger than the limit"
-    TOO_DEEP = "the path is too long"
+    TOO_DEEP = "the path has more than 4095 bytes"
     LINKED_MODULES = "git refuses a .gitmodules that is a symlink"
     FILTER = "its clean filter could not be run"
 
@@ -63,11 +63,24 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Where a snapshot stops. entries: changed files; file_bytes: of one file."""
+    """Where a snapshot stops.
+
+    entries: changed files, or directories with changes, or paths left out. file_bytes: of one file.
+    total_bytes: of all files that the snapshot before does not hold. seconds: for the reading;
+    interval_seconds: of a snapshot that nobody asked for. force_large: none of these holds.
+    """
 
     entries: int = 200_000
     file_bytes: int = 2 << 30
+    total_bytes: int = 8 << 30
+    seconds: float = 600.0
+    interval_seconds: float = 120.0
     force_large: bool = False
+
+    @property
+    def largest(self) -> int:
+        """Bytes of a file that is taken."""
+        return _NO_END if self.force_large else self.file_bytes
 
 
 @dataclass(slots=True)
@@ -110,7 +123,7 @@ class Collector:
 
     known: the cache of the snapshot before; margin: ns before it began that it is not believed for; found:
     the cache
-    for the next one, filled on the way.
+    for the next one, filled on the way. largest: bytes of the largest file that was left out for its size.
     """
 
     repo: Repo
@@ -125,40 +138,41 @@ class Collector:
     left_out: list[LeftOut] = field(default_factory=list)
     ignored: int = 0
     raced: int = 0
+    largest: int = 0
     _entries: int = 0
+    _bytes: int = 0
     _trees: dict[bytes, Mapping[bytes, Entry]] = field(default_factory=dict)
     _directories: list[Directory] = field(default_factory=list)
 
-    def top(self, start: bytes | None, committed: bytes | None, rules: IgnoreRules, upper: str) -> Directory:
+    def top(
+        self, start: bytes | None, committed: bytes | None, rules: IgnoreRules, opened: Opened
+    ) -> Directory:
         """State of the root. start, committed: raw tree ids, None for empty; rules: from outside the tree."""
         entries = self._read(start)
         root = Directory(b"", None, start, entries, self._read(committed), dict(entries), rules)
-        fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            root.rules = self._with_gitignore(root, fd)
-        finally:
-            os.close(fd)
+        root.rules = self._with_gitignore(root, opened.ignore)
         root.attributed = self.converter.sees(b"", entries)
         self._directories.append(root)
         return root
 
-    def wants(self, where: Directory, name: bytes, info: os.stat_result) -> bool:
+    def wants(self, where: Directory, name: bytes, info: FileInfo) -> bool:
         """Decide by name, type and stamp; see Visitor."""
         path = where.join(name)
         if self._is_barred(where, name, path):
             return False
-        if stat.S_ISDIR(info.st_mode):
+        if stat.S_ISDIR(info.mode):
             return self._wants_directory(where, name, path)
         if self._is_ignored(where, name, path):
             where.entries.pop(name, None)
             return False
         return self._wants_file(where, name, path, info)
 
-    def enter(self, where: Directory, name: bytes, fd: int) -> Directory:
+    def enter(self, where: Directory, name: bytes, opened: Opened) -> Directory:
         """A changed directory; see Visitor."""
+        self._check_count(len(self._directories), "directories changed")
         path, before = where.join(name), where.start.get(name)
         start_id = before[1] if before and is_tree(before) else None
-        start, opaque = self._read(start_id), is_opaque(fd)
+        start = self._read(start_id)
         committed = where.committed.get(name)
         inside = Directory(
             path,
@@ -166,31 +180,31 @@ class Collector:
             start_id,
             start,
             self._read(committed[1] if committed and is_tree(committed) else None),
-            {} if opaque else dict(start),
+            {} if opened.opaque else dict(start),
             where.rules,
             ignored=where.ignored or where.rules.is_ignored(path, directory=True),
         )
         if not inside.ignored:
-            inside.rules = self._with_gitignore(inside, fd)
+            inside.rules = self._with_gitignore(inside, opened.ignore)
         inside.attributed = self.converter.sees(path, start) or where.attributed
         self._directories.append(inside)
         return inside
 
-    def file(self, where: Directory, name: bytes, fd: int, info: os.stat_result) -> None:
+    def file(self, where: Directory, name: bytes, content: Content, info: FileInfo) -> None:
         """A changed regular file; see Visitor."""
         path, mode = where.join(name), self._mode(where, name, info)
         before = where.start.get(name)
         if before:
             self.writer.trust(before[1])
         try:
-            oid = self._store(where, path, fd, info.st_size)
+            oid = self._store(where, path, content, info.size)
         except ShortRead:
             self.raced += 1
             return
-        except OSError as err:  # the walk takes an OSError for a fault of the entry
+        except OSError as err:
             raise SnapshotError("a changed file could not be stored", details=str(err)) from err
         where.entries[name] = (mode, oid)
-        self.found.files[path] = (stamp(info), oid)
+        self.found.files[path] = (info.stamp, oid)
 
     def link(self, where: Directory, name: bytes, text: bytes) -> None:
         """A changed symlink; see Visitor."""
@@ -284,46 +298,54 @@ class Collector:
         self.ignored += 1
         return True
 
-    def _wants_file(self, where: Directory, name: bytes, path: bytes, info: os.stat_result) -> bool:
-        self._count()
-        if stat.S_ISLNK(info.st_mode):
+    def _wants_file(self, where: Directory, name: bytes, path: bytes, info: FileInfo) -> bool:
+        self._entries += 1
+        self._check_count(self._entries, "files changed")
+        if stat.S_ISLNK(info.mode):
             if is_dotgitmodules(name):
                 self._leave_out(path, LeftOutReason.LINKED_MODULES)
                 return False
             return True
-        if info.st_size > self.limits.file_bytes and not self.limits.force_large:
-            self._keep(where, name)
-            self._leave_out(path, LeftOutReason.TOO_LARGE)
-            return False
-        oid = self.known.find(path, info, self.margin)
+        oid = self.known.find(path, info.stamp, self.margin)
         if oid is None:
-            return True
+            return self._has_room(where, name, path, info)
         where.entries[name] = (self._mode(where, name, info), oid)
-        self.found.files[path] = (stamp(info), oid)
+        self.found.files[path] = (info.stamp, oid)
         return False
 
-    def _count(self) -> None:
-        self._entries += 1
-        if self._entries > self.limits.entries and not self.limits.force_large:
-            raise SnapshotError(
-                f"more than {self.limits.entries} files changed; no snapshot was taken, the files are kept",
-                hint="add what is not source to .gitignore, or take it all: --force-large",
+    def _has_room(self, where: Directory, name: bytes, path: bytes, info: FileInfo) -> bool:
+        """Count the bytes of a file that is to be read; one that is too large keeps its old version."""
+        if info.size > self.limits.largest:
+            self._keep(where, name)
+            self._leave_out(path, LeftOutReason.TOO_LARGE)
+            self.largest = max(self.largest, info.size)
+            return False
+        self._bytes += info.size
+        if self._bytes > self.limits.total_bytes and not self.limits.force_large:
+            limit = show_bytes(self.limits.total_bytes)
+            raise LimitReached(
+                f"the changed files have {show_bytes(self._bytes)} or more, the limit is {limit}"
             )
+        return True
 
-    def _mode(self, where: Directory, name: bytes, info: os.stat_result) -> bytes:
+    def _check_count(self, count: int, what: str) -> None:
+        if count > self.limits.entries and not self.limits.force_large:
+            raise LimitReached(f"more than {self.limits.entries} {what}")
+
+    def _mode(self, where: Directory, name: bytes, info: FileInfo) -> bytes:
         before = where.start.get(name)
         if not self.file_mode:
             return before[0] if before and before[0] in (FILE, EXECUTABLE) else FILE
-        return EXECUTABLE if info.st_mode & stat.S_IXUSR else FILE
+        return EXECUTABLE if info.mode & stat.S_IXUSR else FILE
 
-    def _store(self, where: Directory, path: bytes, fd: int, size: int) -> bytes:
+    def _store(self, where: Directory, path: bytes, content: Content, size: int) -> bytes:
         """Raw id of a file's blob; empty until `finish` if attributes may reach it."""
         if where.attributed:
-            self.converter.take(path, fd, size, where.start.get(path.rpartition(b"/")[2]))
+            self.converter.take(path, content, size, where.start.get(path.rpartition(b"/")[2]))
             return b""
         if size > STREAMED:
-            return self.writer.add_file(fd, size)
-        return self.writer.add(b"blob", read_up_to(fd, size))
+            return self.writer.add_file(content, size)
+        return self.writer.add(b"blob", join_exactly(content, size))
 
     def _keep(self, where: Directory, name: bytes) -> None:
         before = where.start.get(name)
@@ -334,20 +356,27 @@ class Collector:
 
     def _leave_out(self, path: bytes, reason: LeftOutReason) -> None:
         self.left_out.append(LeftOut(path, reason))
+        self._check_count(len(self.left_out), "paths can't be taken")
 
     def _read(self, oid: bytes | None) -> Mapping[bytes, Entry]:
         return self.read_tree(oid) if oid else {}
 
-    def _with_gitignore(self, inside: Directory, fd: int) -> IgnoreRules:
+    def _with_gitignore(self, inside: Directory, content: bytes | None) -> IgnoreRules:
         """Add the .gitignore that the agent sees there: the upper's, else the start tree's."""
-        try:
-            content = read_small(fd, ".gitignore", LARGEST)
-        except FileNotFoundError:
+        if content is None:
             before = inside.entries.get(b".gitignore")
             content = (
                 self.repo.read_blob(before[1].hex()) if before and before[0] in (FILE, EXECUTABLE) else None
             )
         return inside.rules.within(inside.path, content) if content else inside.rules
+
+
+def show_bytes(size: int) -> str:
+    """A size as people say it."""
+    for unit, bits in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 1 << bits:
+            return f"{size / (1 << bits):.3g} {unit}"
+    return f"{size} bytes"
 
 
 def _replace(entries: Entries, name: bytes, oid: bytes | None) -> None:

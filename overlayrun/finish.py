@@ -49,8 +49,10 @@ def finish(
 
         applied = apply(repository, layout, record)
         tell(applied.said)
-        if not applied.conflicts:
+        if applied.is_whole:
             drop(layout, record, branch=True)
+        else:
+            tell(next_commands(record))
 
 
 def _forget(layout: Layout, record: Record, tell: Callable[[str], None]) -> None:

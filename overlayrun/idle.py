@@ -16,7 +16,11 @@ from overlayrun.workspace.record import Record
 
 def idle_sandbox(repository: Repository, layout: Layout, record: Record) -> LiveSandbox:
     """The workspace's sandbox, to be joined; the caller holds the lock and closes it."""
-    environment = sandbox_environment(os.environ, own={}, wanted=())
-    return LiveSandbox(
-        sandbox_plan(view_of(repository, layout, record)), Command([], record.root, environment)
-    )
+    return LiveSandbox(sandbox_plan(view_of(repository, layout, record)), idle_command(record))
+
+
+def idle_command(record: Record) -> Command:
+    """Nothing to run, and what git's work inside is confined to."""
+    command = Command([], record.root, sandbox_environment(os.environ, own={}, wanted=()))
+    command.confinement.root_uid = record.root_uid
+    return command

@@ -6,13 +6,23 @@ snapshots and reads nothing that the command wrote.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 
 from overlayrun.errors import OverlayrunError
 from overlayrun.kernel import abi, namespaces, syscalls
-from overlayrun.sandbox import mounts
+from overlayrun.sandbox import mounts, seccomp
+from overlayrun.sandbox.asking import Asked
+from overlayrun.sandbox.confinement import (
+    Confinement,
+    confine,
+    filter_program,
+    forbid_namespaces,
+    leave_keyring,
+)
+from overlayrun.sandbox.network import bring_up_loopback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +36,7 @@ READY: Final = b"R"  # everything is mounted
 FAILED: Final = b"E"  # a required layer could not be applied; the text follows
 NO_EXEC: Final = b"F"  # the command could not be executed; errno
 FROZEN: Final = b"Z"  # every process is stopped, or goes on
+ASKED: Final = b"A"  # who asked for what only an option allows; `asking.asked_lines` reads the text
 ENDED: Final = b"X"  # the command and all its children are dead; wait status of the command
 # To the keeper.
 START: Final = b"G"
@@ -35,31 +46,44 @@ KILL: Final = b"K"  # kill every process
 
 
 class Command:
-    """What to execute: argv, directory, environment. streams: descriptors in place of standard ones."""
+    """What to execute: argv, directory, environment, what it gives up before.
 
-    __slots__ = ("argv", "cwd", "environment", "streams")
+    streams: descriptors in place of standard ones.
+    """
+
+    __slots__ = ("argv", "confinement", "cwd", "environment", "streams")
 
     def __init__(self, argv: Sequence[str], cwd: str, environment: dict[str, str]) -> None:
         self.argv = list(argv)
         self.cwd = cwd
         self.environment = environment
+        self.confinement = Confinement()
         self.streams: dict[int, int] = {}
 
 
 class Keeper:
     """State of pid 1: the pipes, and the command once it runs."""
 
-    __slots__ = ("child", "command", "orders", "report_fd")
+    __slots__ = ("asked", "child", "command", "orders", "report_fd")
 
     def __init__(self, command: Command, orders: int, report_fd: int) -> None:
         self.command = command
         self.orders = orders
         self.report_fd = report_fd
         self.child = 0
+        self.asked: Asked | None = None
 
     def report(self, letter: bytes, text: str = "") -> None:
         """Tell the supervisor."""
         os.write(self.report_fd, letter + text.replace("\n", " ").encode("utf-8", "surrogateescape") + b"\n")
+
+    def forget_descriptors(self) -> None:
+        """Hold none of the supervisor's: a pipe of its would never end, and the command could be lent it."""
+        last = 2
+        for fd in sorted({self.orders, self.report_fd, *self.command.streams.values()}):
+            os.closerange(last + 1, fd)
+            last = max(last, fd)
+        os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
 
     def obey(self) -> None:
         """Read orders until the supervisor closes the pipe or dies."""
@@ -68,6 +92,7 @@ class Keeper:
         waiting = select.poll()
         waiting.register(signals, select.POLLIN)
         waiting.register(self.orders, select.POLLIN)
+        self.hear(waiting)
         buffered = b""
         while True:
             for fd, _ in waiting.poll():
@@ -75,12 +100,29 @@ class Keeper:
                     os.read(signals, 64 * abi.SIGNALFD_SIGINFO_SIZE)
                     self.reap()
                     continue
+                if self.asked and fd == self.asked.listener:
+                    self.asked.answer()
+                    continue
                 data = os.read(self.orders, 4096)
                 if not data:
                     return
                 *lines, buffered = (buffered + data).split(b"\n")
                 for line in lines:
                     self.execute(line[:1], int(line[1:] or b"0"))
+
+    def hear(self, waiting: select.poll) -> None:
+        """Lay the filter on this process and its children, to be told what it refuses."""
+        confinement = self.command.confinement
+        if "seccomp" in confinement.without:
+            return
+        leave_keyring(confinement)  # what the filter refuses
+        try:
+            self.asked = Asked(seccomp.listen(filter_program(confinement, heard=True)))
+        except OSError as err:
+            if err.errno != errno.EBUSY:
+                raise
+            return  # somebody outside listens to this process already: the children get one that is silent
+        waiting.register(self.asked.listener, select.POLLIN)
 
     def execute(self, order: bytes, number: int) -> None:
         """Carry out one order."""
@@ -109,12 +151,14 @@ class Keeper:
         while _wait(0) is not None:
             pass
         self.child = 0
+        if self.asked:
+            self.report(ASKED, self.asked.text())
         self.report(ENDED, str(status))
 
     def become_command(self) -> NoReturn:
         """In the child: give up every privilege and execute the command."""
         try:
-            execute(self.command)
+            execute(self.command, is_filtered=self.asked is not None)
         except OSError as err:
             self.report(NO_EXEC, str(err.errno))
         finally:
@@ -145,7 +189,7 @@ def _enter(directory: str) -> None:
             directory = os.path.dirname(directory)
 
 
-def execute(command: Command) -> NoReturn:
+def execute(command: Command, *, is_filtered: bool = False) -> NoReturn:
     """Give up every privilege and replace this process by the command; raises OSError where it can't run."""
     _enter(command.cwd)
     for standard, fd in command.streams.items():
@@ -153,27 +197,57 @@ def execute(command: Command) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    namespaces.give_up_privileges()
-    syscalls.close_range(3)
+    confine(command.confinement, is_filtered=is_filtered)
     os.execvpe(command.argv[0], command.argv, command.environment)
 
 
-def keep(layers: Sequence[Layer], keeper: Keeper, uid: int, gid: int) -> NoReturn:
-    """Be pid 1: called in the child of clone(2), never returns. uid, gid: ours, as the parent knew them."""
+class Birth:
+    """How pid 1 comes to be. uid, gid: ours, as the parent knew them.
+
+    opened: mounts that root made for a command that is nobody; None where pid 1 opens them itself.
+    """
+
+    __slots__ = ("gid", "layers", "opened", "uid")
+
+    def __init__(self, layers: Sequence[Layer], uid: int, gid: int) -> None:
+        self.layers = layers
+        self.opened: mounts.Opened | None = None
+        self.uid = uid
+        self.gid = gid
+
+
+def keep(birth: Birth, keeper: Keeper) -> NoReturn:
+    """Be pid 1: called in the child of clone(2), never returns."""
     status = 0
     try:
+        _take_ids(birth, keeper)
+        # After the ids, which would clear it (prctl(2)).
         namespaces.die_with_parent()
-        namespaces.map_identity(uid, gid)
-        mounts.apply(layers)
+        confinement = keeper.command.confinement
+        if confinement.network:
+            bring_up_loopback()
+        if not confinement.userns and "namespaces" not in confinement.without:
+            forbid_namespaces()  # while the host's /proc is there to be written to
+        mounts.apply(birth.layers, birth.opened)
         os.chdir("/")
+        keeper.forget_descriptors()
         keeper.report(READY)
         if os.read(keeper.orders, 2) == b"-\n":  # the supervisor holds our namespaces now
             # A dumpable pid 1 would lend its /proc/1/mem and /proc/1/exe to the command (CVE-2019-5736's
             # class).
-            syscalls.prctl(abi.PR_SET_DUMPABLE, 0)
+            syscalls.prctl(abi.PR_SET_DUMPABLE, int("dumpable" in confinement.without))
             keeper.obey()
     except (OSError, OverlayrunError) as err:
         status = 1
         keeper.report(FAILED, str(err))
     finally:
         os._exit(status)
+
+
+def _take_ids(birth: Birth, keeper: Keeper) -> None:
+    if birth.opened is None:
+        namespaces.map_identity(birth.uid, birth.gid)
+    elif os.read(keeper.orders, 2) == b"-\n":  # the supervisor has written the maps
+        namespaces.become_root_inside()
+    else:
+        raise OSError(errno.ESRCH, "the supervisor is gone")

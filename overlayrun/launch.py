@@ -14,6 +14,7 @@ from overlayrun.cli.here import inside_of
 from overlayrun.cli.options import parse_run, run_options
 from overlayrun.cli.telling import show_error, tell
 from overlayrun.errors import HostError, OverlayrunError, UsageError
+from overlayrun.owner import become_owner
 from overlayrun.run import OURS, run_command
 from overlayrun.store.location import find_repository
 from overlayrun.workspace.layout import open_state
@@ -79,6 +80,8 @@ def run(given: Mapping[str, Any], command: list[str]) -> int:
         _refuse_nesting()
         if not command:
             raise UsageError("no command after --", hint="overlayrun -- opencode")
+        if not given.get("allow_root_uid"):
+            become_owner(os.getcwd(), tell)
         repository = find_repository(os.getcwd())
         options = run_options({**configured(repository.root, repository.common_dir), **given})
         return run_command(repository, open_state(repository.common_dir), options, command, tell)

@@ -9,6 +9,9 @@ from overlayrun import keeper
 from overlayrun.errors import HostError, MountError
 from overlayrun.keeper import Command
 from overlayrun.kernel import namespaces, syscalls
+from overlayrun.kernel.groups import Group
+from overlayrun.sandbox import mounts
+from overlayrun.sandbox.plan import writable_places
 from overlayrun.streams import pump
 
 TYPE_CHECKING = False
@@ -19,6 +22,19 @@ if TYPE_CHECKING:
     from overlayrun.sandbox.plan import Layer
 
 _USERNS_HINT = "overlayrun doctor tells which switch of this machine forbids it"
+_NOBODY_HINT = "give the repository to an ordinary user and run as him, or: --allow-root-uid"
+
+
+def _open_as_nobodys(layers: Sequence[Layer]) -> mounts.Opened:
+    """The mounts of a run by root, whose command is nobody on the host and root of its own files."""
+    try:
+        opened = mounts.Opened(namespaces.id_map_namespace())
+        mounts.open_all(layers, opened)
+    except (OSError, MountError) as err:
+        words = err.brief if isinstance(err, MountError) else err.strerror
+        hint = "--home private" if "HOME" in str(words) else _NOBODY_HINT
+        raise HostError(f"run by root, the command must not be root: {words}", hint=hint) from err
+    return opened
 
 
 class LiveSandbox:
@@ -27,18 +43,22 @@ class LiveSandbox:
     The keeper's first process is forked from this one, which must have a single thread.
     """
 
-    __slots__ = ("_buffered", "_orders", "_pending", "command", "joined", "pid", "reports")
+    __slots__ = ("_buffered", "_orders", "_pending", "command", "group", "joined", "pid", "reports")
 
-    def __init__(self, layers: Sequence[Layer], command: Command) -> None:
-        """Make the sandbox, mounts and all; raises HostError or MountError."""
+    def __init__(self, layers: Sequence[Layer], command: Command, group: Group | None = None) -> None:
+        """Make the sandbox, mounts and all, in a control group; raises HostError or MountError."""
         self.command = command
+        self.group = group or Group({})
         self._buffered = b""
         self._pending: list[tuple[bytes, str]] = []
         order_read, self._orders = os.pipe()
         self.reports, report_write = os.pipe()
-        owner = os.geteuid(), os.getegid()
+        command.confinement.writable = writable_places(layers)
+        birth = keeper.Birth(layers, os.geteuid(), os.getegid())
+        if namespaces.is_root_of_host() and not command.confinement.root_uid:
+            birth.opened = _open_as_nobodys(layers)
         try:
-            self.pid = syscalls.clone(namespaces.SANDBOX_NAMESPACES)
+            self.pid = syscalls.clone(command.confinement.namespaces)
         except OSError as err:
             raise HostError(
                 f"user namespaces are closed on this machine: {err.strerror}", hint=_USERNS_HINT
@@ -46,11 +66,30 @@ class LiveSandbox:
         if self.pid == 0:
             os.close(self._orders)
             os.close(self.reports)
-            keeper.keep(layers, keeper.Keeper(command, order_read, report_write), *owner)
+            keeper.keep(birth, keeper.Keeper(command, order_read, report_write))
         os.close(order_read)
         os.close(report_write)
         self.joined: list[int] = []
+        self._enter_group()
+        if birth.opened is not None:
+            with birth.opened:
+                self._give_ids()
         self._await_ready()
+
+    def _give_ids(self) -> None:
+        try:
+            namespaces.map_root_to_nobody(self.pid)
+        except OSError as err:
+            self.close()
+            raise HostError(f"the command can't be made nobody: {err.strerror}", hint=_NOBODY_HINT) from err
+        os.write(self._orders, b"-\n")
+
+    def _enter_group(self) -> None:
+        try:
+            self.group.add(self.pid)
+        except OSError as err:
+            self.close()
+            raise HostError(f"the control group can't be entered: {err}", hint="--without cgroup") from err
 
     def _await_ready(self) -> None:
         letter, text = self.next_report() or (keeper.FAILED, "the keeper died")
@@ -91,9 +130,17 @@ class LiveSandbox:
 
     def freeze(self, *, frozen: bool) -> None:
         """Stop every process of the sandbox, or let them go on, and wait until it is so."""
+        if self.group.can_freeze:
+            self.group.freeze(frozen=frozen)
+            return
         self.order(keeper.FREEZE, int(frozen))
         while (report := self._read_report()) is not None and report[0] != keeper.FROZEN:
             self._pending.append(report)
+
+    @property
+    def orders(self) -> int:
+        """Descriptor that orders are written to, for a process that looks after the run."""
+        return self._orders
 
     @property
     def has_report(self) -> bool:
@@ -120,6 +167,7 @@ class LiveSandbox:
         pid = os.fork()
         if pid == 0:
             inside = Command(argv, self.command.cwd, self.command.environment)
+            inside.confinement = self.command.confinement
             run_joined(self.joined, inside, (in_read, out_write, os.open("/dev/null", os.O_WRONLY)))
         os.close(in_read)
         os.close(out_write)

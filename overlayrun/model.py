@@ -55,7 +55,10 @@ class SnapshotReason(Enum):
 
 
 class RunOptions:
-    """What a run was asked for, by the names of the command line's options. Spans in seconds."""
+    """What a run was asked for, by the names of the command line's options. Spans in seconds, sizes in bytes.
+
+    without: names of `sandbox.switches.LAYERS` that the user switched off.
+    """
 
     branch: str | None
     base: str | None
@@ -72,9 +75,23 @@ class RunOptions:
     idle_timeout: float | None
     message: str | None
     env: Sequence[str]
+    ssh_agent: bool
+    mask: Sequence[str]
+    unmask: Sequence[str]
     bind_ro: Sequence[str]
     bind_rw: Sequence[str]
     profile: str | None
+    net: str | None
+    publish: Sequence[int]
+    memory: int | None
+    pids: int | None
+    cpus: float | None
+    disk: int
+    allow_ptrace: bool
+    allow_userns: bool
+    allow_root_uid: bool
+    strict: bool
+    without: Sequence[str]
     quiet: bool
 
     def __init__(self, **given: Any) -> None:

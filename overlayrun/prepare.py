@@ -15,6 +15,7 @@ from overlayrun.model import BranchName, DirtyPolicy, RunOptions
 from overlayrun.removal import clear_half_made, drop
 from overlayrun.sandbox.plan import OBJECTS
 from overlayrun.sandbox.profiles import profile_of
+from overlayrun.sandbox.switches import parse_without
 from overlayrun.store.location import resolve_commit
 from overlayrun.store.refs import (
     RefUpdate,
@@ -26,7 +27,6 @@ from overlayrun.store.refs import (
     parse_branch_name,
     update_refs,
 )
-from overlayrun.view import hide_secrets
 from overlayrun.workspace.catalogue import broken, find_exact, remember_repository
 from overlayrun.workspace.lock import lock, share
 from overlayrun.workspace.names import branch_names, workspace_id
@@ -119,6 +119,7 @@ def _refuse_what_is_missing(repository: Repository, options: RunOptions) -> None
         raise UsageError("--keep and --apply belong to --rm", hint="an ordinary run keeps its branch anyway")
     if options.rm and options.branch is not None:
         raise UsageError("a throwaway has no branch", hint="leave -b out, or --rm")
+    parse_without(options.without)
     for path in (*options.bind_ro, *options.bind_rw):
         if not os.path.lexists(path):
             raise UsageError(
@@ -167,6 +168,7 @@ def _make(
     record.target = BranchName(options.into) if options.into else repository.branch
     record.common_dir = repository.common_dir
     record.home, record.throwaway = options.home.value, options.rm
+    record.root_uid = options.allow_root_uid
     record.profile = profile_of(command[0]) if options.profile is None else options.profile
     place = layout.workspace(record.id)
     choosing = share(layout.lock)  # no `gc` between the choice of a layer and the record that names it
@@ -325,8 +327,6 @@ def _fill(repository: Repository, layout: Layout, record: Record) -> None:
     # The top of an overlay shows the upper's own mode.
     os.chmod(place.upper, stat.S_IMODE(os.stat(record.root).st_mode))
     record.inode = os.stat(place.upper).st_ino
-    if record.home == "cow":
-        hide_secrets(place.home_upper)
     refs = {}
     target = _target_commit(repository, record)
     if record.target and target:

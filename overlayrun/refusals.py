@@ -112,6 +112,14 @@ def disk(_: str, tried: Try) -> Words:
     return f"this file system can't: {tried.text}", _ELSEWHERE
 
 
+def no_id_map(_: str, tried: Try) -> Words:
+    """Root can't make root's files somebody else's."""
+    cure = "give the repository to an ordinary user and run as him; or, if the command may be root: --allow-root-uid"
+    if tried.errno == errno.EINVAL:
+        return f"this file system has none: {tried.text}", f"{_ELSEWHERE}; or {cure}"
+    return f"root has no right to: {tried.text}", cure
+
+
 def needs_release(release: str) -> Refusal:
     """Words for what came with a release of Linux."""
 

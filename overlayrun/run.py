@@ -5,19 +5,29 @@ from __future__ import annotations
 import os
 import time
 
+from overlayrun.connections import Connections, blocked_lines
 from overlayrun.errors import HostError, OverlayrunError
 from overlayrun.files import remove_tree
 from overlayrun.keeper import Command
+from overlayrun.kernel import namespaces
+from overlayrun.kernel.groups import Group
 from overlayrun.live import LiveSandbox
 from overlayrun.model import RunOptions, SnapshotReason
+from overlayrun.ports import claim_ports, port_environment
 from overlayrun.prepare import Prepared, open_or_make
 from overlayrun.relay import Relay
-from overlayrun.report import header
+from overlayrun.report import header, printable
+from overlayrun.sandbox.asking import asked_lines
+from overlayrun.sandbox.confinement import Confinement
 from overlayrun.sandbox.environment import sandbox_environment
+from overlayrun.sandbox.landlock import has_landlock
+from overlayrun.sandbox.limits import LimitOptions, hold_by_group, words
+from overlayrun.sandbox.network import parse_net
 from overlayrun.sandbox.plan import CONTROL, sandbox_plan
+from overlayrun.sandbox.switches import parse_without
 from overlayrun.supervisor import Outcome, Supervisor, block_signals
 from overlayrun.terminal import Terminal
-from overlayrun.view import view_of
+from overlayrun.view import Choices, view_of
 from overlayrun.workspace.record import Run, boot_id
 
 TYPE_CHECKING = False
@@ -45,9 +55,11 @@ def run_command(
     tell: shows a line to the user. Raises OverlayrunError where the command was not started.
     """
     quiet = (lambda _: None) if options.quiet else tell
-    prepared = open_or_make(repository, layout, options, argv, quiet)
-    run = _Run(repository, layout, options, prepared, tell)
-    return run.through(list(argv), quiet)
+    network = parse_net(options.net, strict=options.strict)
+    with Connections(network, options.publish, tell) as connections:
+        prepared = open_or_make(repository, layout, options, argv, quiet)
+        run = _Run(repository, layout, options, prepared, connections, tell)
+        return run.through(list(argv), quiet)
 
 
 class _Run:
@@ -59,6 +71,7 @@ class _Run:
         layout: Layout,
         options: RunOptions,
         prepared: Prepared,
+        connections: Connections,
         tell: Callable[[str], None],
     ) -> None:
         self.repository = repository
@@ -68,20 +81,19 @@ class _Run:
         self.record = prepared.record
         self.place = layout.workspace(prepared.record.id)
         self.tell = tell
+        self.connections = connections
+        self.without = parse_without(options.without)
 
     def through(self, argv: list[str], quiet: Callable[[str], None]) -> int:
         record = self.record
+        record.root_uid = self.options.allow_root_uid
         if record.last_run is not None:
             self._recover(quiet)
-        view = view_of(self.repository, self.layout, record)
-        view.binds = [
-            *((os.path.realpath(path), False) for path in self.options.bind_ro),
-            *((os.path.realpath(path), True) for path in self.options.bind_rw),
-        ]
+        view = view_of(self.repository, self.layout, record, Choices.of(self.options))
         terminal = Terminal()
         block_signals()
         try:
-            return self._in_sandbox(sandbox_plan(view), argv, terminal, quiet)
+            return self._in_sandbox(sandbox_plan(view, self.without), argv, terminal, quiet)
         except HostError as err:
             from overlayrun.doctor import explain  # tries what this machine can do, to name what it lacks
 
@@ -97,22 +109,51 @@ class _Run:
     def _in_sandbox(
         self, layers: Sequence[Layer], argv: list[str], terminal: Terminal, quiet: Callable[[str], None]
     ) -> int:
-        record = self.record
-        number = record.last_run.number + 1 if record.last_run else 1
         command = self._command(argv)
-        relay = Relay() if self.options.idle_timeout is not None else None
-        command.streams = relay.streams if relay else {}
-        with LiveSandbox(layers, command) as live:
+        relay = Relay(files="streams" not in self.without, timed=self.options.idle_timeout is not None)
+        command.streams = relay.streams
+        with self._group(command) as group, LiveSandbox(layers, command, group) as live:
             # Open only now: a sandbox that could not be made leaves nothing to recover.
-            record.last_run = Run(number, argv, boot_id(), time.time())
-            if not record.throwaway:
-                record.save(self.place.record, durable=False)
-            for line in header(self.prepared, self.options):
+            self._begin(argv)
+            for line in (*header(self.prepared, self.options), self._sandbox_line(live)):
                 quiet(line)
-            take = None if record.throwaway else self._taker(live)
-            outcome = Supervisor(live, self.options, self.place.sockets, take, self.tell, relay).run()
+            self.connections.open(live.joined)
+            take = None if self.record.throwaway else self._taker(live)
+            supervisor = Supervisor(live, self.options, self.place.sockets, take, self.tell, relay)
+            supervisor.watched = self.connections.watched
+            outcome = supervisor.run()
+            self.connections.finish()
             terminal.take_back(abnormal=outcome.status > 128)
             return self._close(live, outcome, quiet)
+
+    def _begin(self, argv: list[str]) -> None:
+        record = self.record
+        number = record.last_run.number + 1 if record.last_run else 1
+        record.last_run = Run(number, argv, boot_id(), time.time())
+        if not record.throwaway:
+            record.save(self.place.record, durable=False)
+
+    def _group(self, command: Command) -> Group:
+        options, limits = self.options, command.confinement.limits
+        root_uid = command.confinement.root_uid
+        made = hold_by_group(
+            limits, self.record.id, freeze=options.freeze, root_uid=root_uid, without=self.without
+        )
+        return made or Group({})
+
+    def _sandbox_line(self, live: LiveSandbox) -> str:
+        """What holds in this run that does not in every other."""
+        confinement = live.command.confinement
+        parts = [self.connections.network.describe(), words(confinement.limits, live.group)]
+        if namespaces.is_root_of_host():
+            parts.append("THE HOST'S ROOT (--allow-root-uid)" if confinement.root_uid else "nobody, not root")
+        if "landlock" not in self.without and not has_landlock():
+            parts.append("this kernel has no Landlock")
+        for given, option in ((confinement.ptrace, "--allow-ptrace"), (confinement.userns, "--allow-userns")):
+            parts += [option] if given else []
+        if self.without:
+            parts.append(f"WITHOUT {' '.join(sorted(self.without))}")
+        return f"sandbox: {'; '.join(part for part in parts if part)}"
 
     def _recover(self, quiet: Callable[[str], None]) -> None:
         from overlayrun.recover import recover  # only a resumed workspace can need it
@@ -125,10 +166,28 @@ class _Run:
             "OVERLAYRUN_ID": self.record.id,
             "OVERLAYRUN_SOCKET": f"{CONTROL}/control",
         }
+        # Held to the end of this process and of the keeper: nobody closes it.
+        ports = claim_ports(self.record.id)
+        own |= port_environment(ports and ports[0], self.record.id, self.record.branch)
+        own |= self.connections.environment
         here = self.record.root == self.repository.root
         cwd = os.path.join(self.record.root, self.repository.prefix if here else "").rstrip("/")
-        environment = sandbox_environment(os.environ, own={**own, "PWD": cwd}, wanted=self.options.env)
-        return Command(argv, cwd, environment)
+        environment = sandbox_environment(
+            os.environ,
+            own={**own, "PWD": cwd},
+            wanted=self.options.env,
+            strict=self.options.strict,
+            withhold="environment" not in self.without,
+        )
+        command = Command(argv, cwd, environment)
+        command.confinement = Confinement(self.without)
+        command.confinement.ptrace = self.options.allow_ptrace
+        command.confinement.userns = self.options.allow_userns
+        command.confinement.network = self.connections.network.is_own
+        command.confinement.root_uid = self.record.root_uid
+        options = self.options
+        command.confinement.limits = LimitOptions(options.memory, options.pids, options.cpus, options.disk)
+        return command
 
     def _taker(self, live: LiveSandbox) -> Callable[[SnapshotReason, str | None], Snapshot]:
         def take(reason: SnapshotReason, message: str | None) -> Snapshot:
@@ -145,7 +204,12 @@ class _Run:
             self.tell(f"{record.last_run.command[0]}: {os.strerror(outcome.missing)}")
         if outcome.note:
             self.tell(outcome.note)
+        for line in asked_lines(outcome.asked):
+            (self.tell if outcome.status else quiet)(line)
         record.last_run.status = outcome.status
+        record.last_run.blocked = self.connections.blocked
+        for line in blocked_lines(self.connections.blocked):
+            quiet(printable(line))
         if not _touched(self.place.upper, self.place.git_upper):
             self._end_run()
             if record.throwaway or (outcome.missing is not None and not self.prepared.resumed):

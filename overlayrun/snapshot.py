@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from overlayrun.chain import Link, Occasion, append, is_half_moved
-from overlayrun.collector import Collector, LeftOut, LeftOutReason, Limits
+from overlayrun.collector import Collector, LeftOut, LeftOutReason, Limits, show_bytes
 from overlayrun.errors import SnapshotError
-from overlayrun.layers.upper import walk_upper
+from overlayrun.layers.walk import walk_upper
+from overlayrun.layers.wire import KEPT, LimitReached
 from overlayrun.model import EMPTY_TREE, SnapshotReason, TreeId
+from overlayrun.reader import Reader
 from overlayrun.snapshot_job import Snapshot, SnapshotJob
 from overlayrun.store.convert import Converter
 from overlayrun.store.hashes import HashCache, load_hashes, save_hashes
@@ -53,6 +59,7 @@ class _Found:
     left_out: tuple[LeftOut, ...]
     ignored: int
     raced: int
+    largest: int
     cache: HashCache
     notes: tuple[str, ...]
 
@@ -66,22 +73,52 @@ def take_snapshot(job: SnapshotJob, *, reason: SnapshotReason, message: str | No
     all the same. Every object and ref is flushed.
     Raises SnapshotError, StoreError (RefMoved: another snapshot of this workspace was taken meanwhile).
     """
-    scene = _look_around(job)
+    # The reader gets ready while we look around; it reads nothing yet.
+    with _reading(job, reason) as reader:
+        scene = _look_around(job)
+        return _take(job, scene, reader, Occasion(reason, message))
+
+
+def _take(job: SnapshotJob, scene: _Scene, reader: Reader, occasion: Occasion) -> Snapshot:
+    reason, message = occasion.reason, occasion.message
     with ObjectWriter(scene.repo.objects) as writer:
         try:
-            found = _collect(job, scene, writer, reason)
+            found = _collect(job, scene, writer, reader, reason)
             if _is_unchanged(job, scene, found, reason, message):
                 return _unchanged(job, scene, found)
-            return _record(job, scene, found, writer, Occasion(reason, message))
+            return _record(job, scene, found, writer, occasion)
         except OSError as err:
             raise SnapshotError("the snapshot could not be written", details=str(err)) from err
 
 
 def preview(job: SnapshotJob) -> Snapshot:
     """What a snapshot would hold, with nothing written: the tree's id and the counts, for a throwaway."""
-    scene = _look_around(job)
-    with ObjectWriter(scene.repo.objects) as writer:
-        return _unchanged(job, scene, _collect(job, scene, writer, SnapshotReason.REQUEST))
+    reason = SnapshotReason.REQUEST
+    with _reading(job, reason) as reader:
+        scene = _look_around(job)
+        with ObjectWriter(scene.repo.objects) as writer:
+            return _unchanged(job, scene, _collect(job, scene, writer, reader, reason))
+
+
+@contextmanager
+def _reading(job: SnapshotJob, reason: SnapshotReason) -> Iterator[Reader]:
+    """A reader of the upper, for as long as the limits say; what reaches a limit says how to go beyond it."""
+    limits = job.limits
+    seconds = limits.seconds
+    if reason is SnapshotReason.INTERVAL:
+        seconds = min(seconds, limits.interval_seconds)
+    try:
+        with Reader(job.upper, None if limits.force_large else seconds) as reader:
+            yield reader
+    except LimitReached as err:
+        raise SnapshotError(
+            f"{err}; {KEPT}",
+            hint=f"add what is not source to .gitignore, or take it all: {_force(job)}",
+        ) from err
+
+
+def _force(job: SnapshotJob) -> str:
+    return f"overlayrun snapshot {shlex.quote(job.branch)} --force-large"
 
 
 def _look_around(job: SnapshotJob) -> _Scene:
@@ -100,7 +137,9 @@ def _look_around(job: SnapshotJob) -> _Scene:
     return _Scene(repo, read_settings(job.git_dir), previous, start, imported)
 
 
-def _collect(job: SnapshotJob, scene: _Scene, writer: ObjectWriter, reason: SnapshotReason) -> _Found:
+def _collect(
+    job: SnapshotJob, scene: _Scene, writer: ObjectWriter, reader: Reader, reason: SnapshotReason
+) -> _Found:
     repo, settings = scene.repo, scene.settings
     rules = hashlib.sha256(repr((scene.start, settings)).encode()).hexdigest()
     previous = scene.previous.commit if scene.previous else None
@@ -122,10 +161,11 @@ def _collect(job: SnapshotJob, scene: _Scene, writer: ObjectWriter, reason: Snap
             found=HashCache(rules, started=started),
         )
         head = scene.imported.head
-        top = collector.top(
-            _raw(scene.start), _raw(repo.tree_of(head)), base_rules(settings.excludes), job.upper
+        top = partial(
+            collector.top, _raw(scene.start), _raw(repo.tree_of(head)), base_rules(settings.excludes)
         )
-        walk_upper(job.upper, top, collector)
+        walk_upper(reader.channel, top, collector, largest=job.limits.largest)
+        reader.end()
         tree = collector.finish()
     return _Found(
         TreeId((tree or writer.add(b"tree", b"")).hex()),
@@ -133,6 +173,7 @@ def _collect(job: SnapshotJob, scene: _Scene, writer: ObjectWriter, reason: Snap
         tuple(collector.left_out),
         collector.ignored,
         collector.raced,
+        collector.largest,
         collector.found,
         tuple(converter.notes),
     )
@@ -185,7 +226,7 @@ def _record(
         start_tree=scene.start,
         left_out=found.left_out,
         ignored=found.ignored,
-        notes=_notes(scene, found) + ((added.note,) if added.note else ()),
+        notes=_notes(job, scene, found) + ((added.note,) if added.note else ()),
     )
 
 
@@ -204,12 +245,17 @@ def _unchanged(job: SnapshotJob, scene: _Scene, found: _Found) -> Snapshot:
         start_tree=scene.start,
         left_out=found.left_out,
         ignored=found.ignored,
-        notes=_notes(scene, found),
+        notes=_notes(job, scene, found),
     )
 
 
-def _notes(scene: _Scene, found: _Found) -> tuple[str, ...]:
+def _notes(job: SnapshotJob, scene: _Scene, found: _Found) -> tuple[str, ...]:
     notes = [*([scene.imported.note] if scene.imported.note else []), *found.notes]
     if found.raced:
         notes.append(f"{found.raced} entries changed while they were read; the next snapshot takes them")
+    if found.largest:
+        notes.append(
+            f"a file has {show_bytes(found.largest)}, the limit is {show_bytes(job.limits.file_bytes)};"
+            f" to take it: {_force(job)}"
+        )
     return tuple(notes)

@@ -17,6 +17,7 @@ from overlayrun.kernel import abi, syscalls
 from overlayrun.live import LiveSandbox, exit_status_of
 from overlayrun.model import RunOptions, SnapshotReason
 from overlayrun.relay import Relay
+from overlayrun.sandbox.limits import events_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from overlayrun.snapshot import Snapshot
+    from overlayrun.watchdog import Watcher
 
 _PASSED_ON: Final = (
     signal.SIGINT,
@@ -45,14 +47,15 @@ _TIMED_OUT: Final = 124  # as timeout(1)
 
 
 class Outcome:
-    """How a run went. status: as a shell shows it. note: why it was ended, if we ended it."""
+    """How a run went. status: as a shell shows it. note: why it was ended, if we ended it. asked: see asking."""
 
-    __slots__ = ("missing", "note", "status")
+    __slots__ = ("asked", "missing", "note", "status")
 
     def __init__(self) -> None:
         self.status = 0
         self.note: str | None = None
         self.missing: int | None = None
+        self.asked = ""
 
 
 class Supervisor:
@@ -68,7 +71,7 @@ class Supervisor:
         sockets: str,
         take: Callable[[SnapshotReason, str | None], Snapshot] | None,
         tell: Callable[[str], None],
-        relay: Relay | None = None,
+        relay: Relay,
     ) -> None:
         self.live = live
         self.options = options
@@ -85,21 +88,28 @@ class Supervisor:
         self.warm = False
         self.servers: dict[int, tuple[socket.socket, bool]] = {}
         self.waiting = select.poll()
+        # Descriptors that become readable when something beside the sandbox dies, and what to do then, once.
+        self.watched: dict[int, Callable[[], None]] = {}
+        self.watcher: Watcher | None = None
 
     def run(self) -> Outcome:
         """From start to the death of every process."""
         signals = syscalls.signalfd(_PASSED_ON)
         self.waiting.register(signals, select.POLLIN)
         self.waiting.register(self.live.reports, select.POLLIN)
-        for reader in self.relay.readers if self.relay else ():
+        for reader in self.relay.readers:
             self.waiting.register(reader, select.POLLIN)
+        for writer in self.relay.feeds:
+            self.waiting.register(writer, select.POLLOUT)
+        for fd in self.watched:
+            self.waiting.register(fd, select.POLLIN)
         self.live.order(keeper.START)
         try:
             while not self._step(signals):
                 pass
         finally:
-            if self.relay:
-                self.relay.drain()
+            self._stop_watching()
+            self.relay.drain()
             os.close(signals)
             for server, _ in self.servers.values():
                 server.close()
@@ -113,8 +123,14 @@ class Supervisor:
                     return True
             elif fd == signals:
                 self._pass_on(signals)
-            elif self.relay and fd in self.relay.readers:
+            elif fd in self.relay.readers:
                 self.relay.pass_on(fd)
+            elif fd in self.relay.feeds:
+                if not self.relay.feed(fd):
+                    self.waiting.unregister(fd)
+            elif fd in self.watched:
+                self.waiting.unregister(fd)
+                self.watched.pop(fd)()
             else:
                 self._serve(fd)
         self._keep_time()
@@ -152,6 +168,8 @@ class Supervisor:
         letter, text = report
         if letter == keeper.NO_EXEC:
             self.outcome.missing = int(text)
+        elif letter == keeper.ASKED:
+            self.outcome.asked = text
         elif letter == keeper.ENDED:
             code = os.waitstatus_to_exitcode(int(text))
             self.outcome.status = code if code >= 0 else 128 - code
@@ -208,15 +226,17 @@ class Supervisor:
         limit, idle = self.options.timeout, self.options.idle_timeout
         if limit is not None and now - self.started >= limit:
             self._time_out(f"ended after {limit:g} s (--timeout)")
-        elif idle is not None and self.relay and self.relay.idle() >= idle:
+        elif idle is not None and self.relay.idle() >= idle:
             self._time_out(f"ended after {idle:g} s without output (--idle-timeout)")
         if self.next_snapshot is not None and now >= self.next_snapshot:
             self._snapshot_by_timer()
 
     def _settle(self) -> None:
-        """The command is no quick one: open the control sockets and start the timer."""
+        """The command is no quick one: look after it, open the control sockets and start the timer."""
         from overlayrun import control
 
+        if "watchdog" not in self.options.without:
+            self._watch()
         for place, name, outside in (
             (self.sockets, "outside", True),
             (f"{self.sockets}/inside", "control", False),
@@ -227,6 +247,20 @@ class Supervisor:
         if self.take is not None and self.options.every > 0:
             self.next_snapshot = time.monotonic() + self.options.every
 
+    def _watch(self) -> None:
+        from overlayrun.watchdog import Watchdog, Watcher
+
+        limits = self.live.command.confinement.limits
+        watchdog = Watchdog(self.live.pid, os.path.dirname(self.sockets), limits)
+        self.watcher = Watcher(watchdog, self.live.orders, self.live.joined[0])
+
+    def _stop_watching(self) -> None:
+        """Learn what ended the run, if that was a limit."""
+        said = self.watcher.end() if self.watcher else None
+        said = said or events_text(self.live.command.confinement.limits, self.live.group)
+        if said:
+            self.outcome.note = f"{self.outcome.note}; {said}" if self.outcome.note else said
+
     def _serve(self, fd: int) -> None:
         from overlayrun import control
 
@@ -236,7 +270,13 @@ class Supervisor:
     def _answer_outside(self, request: dict[str, Any]) -> tuple[dict[str, Any], Sequence[int]]:
         if request["op"] == "join":
             command = self.live.command
-            return {"cwd": command.cwd, "environment": command.environment}, self.live.joined
+            told = {
+                "cwd": command.cwd,
+                "environment": command.environment,
+                "confinement": command.confinement.to_json(),
+                "group": self.live.group.to_json(),
+            }
+            return told, self.live.joined
         if request["op"] == "status":
             return {"keeper": self.live.pid, "running": time.monotonic() - self.started}, ()
         return self._answer_inside(request)

@@ -17,11 +17,10 @@ from overlayrun.bases.freeze import freeze, remake, write_layer
 from overlayrun.bases.stack import doubtful
 from overlayrun.errors import StoreError
 from overlayrun.files import remove_tree
-from overlayrun.keeper import Command
+from overlayrun.idle import idle_command
 from overlayrun.kernel import abi, syscalls
 from overlayrun.live import LiveSandbox
 from overlayrun.model import CommitId, TreeId
-from overlayrun.sandbox.environment import sandbox_environment
 from overlayrun.sandbox.plan import sandbox_plan
 from overlayrun.store.location import Repository
 from overlayrun.store.refs import RefUpdate, base_ref, dirty_ref, update_refs
@@ -114,8 +113,7 @@ def open_fresh(repository: Repository, layout: Layout, record: Record, fresh: Fr
     view.upper, view.git_upper = fresh.upper, fresh.git
     if record.dirty:
         view.stack[0] = fresh.dirty
-    environment = sandbox_environment(os.environ, own={}, wanted=())
-    return LiveSandbox(sandbox_plan(view), Command([], record.root, environment))
+    return LiveSandbox(sandbox_plan(view), idle_command(record))
 
 
 def run_git(live: LiveSandbox, *words: str) -> str:

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600}
+_SIZES: Final = {"k": 10, "m": 20, "g": 30, "t": 40}  # powers of two
 _TRUE: Final = frozenset({"true", "yes", "on", "1", ""})
 _FALSE: Final = frozenset({"false", "no", "off", "0"})
 
@@ -18,6 +19,38 @@ def seconds(text: str) -> float:
     if not value >= 0:
         raise ValueError(text)
     return value
+
+
+def size(text: str) -> int:
+    """A size in bytes: `512M`, `4G`, `1.5g`, or plain bytes. Raises ValueError."""
+    power = _SIZES.get(text[-1:].lower(), 0)
+    value = float(text[:-1] if power else text) * (1 << power)
+    if not 0 < value < 1 << 63:
+        raise ValueError(text)
+    return int(value)
+
+
+def count(text: str) -> int:
+    """A number of things, at least one. Raises ValueError."""
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise ValueError(text)
+    return int(text)
+
+
+def cores(text: str) -> float:
+    """Processors' worth of time, more than none: `2`, `0.5`. Raises ValueError."""
+    value = float(text)
+    if not 0 < value < 1 << 20:
+        raise ValueError(text)
+    return value
+
+
+def port(text: str) -> int:
+    """A TCP port. Raises ValueError."""
+    number = count(text)
+    if number > 65535:
+        raise ValueError(text)
+    return number
 
 
 def switch(text: str) -> bool:

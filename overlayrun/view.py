@@ -5,23 +5,81 @@ from __future__ import annotations
 import os
 import pwd
 import stat
+import sys
 
-from overlayrun.files import remove_tree
-from overlayrun.layers.marks import write_whiteout
+from overlayrun.errors import UsageError
+from overlayrun.files import copy_file, remove_tree
+from overlayrun.kernel import namespaces
 from overlayrun.sandbox.plan import View
-from overlayrun.sandbox.profiles import SECRETS, state_directories
+from overlayrun.sandbox.profiles import shared_state
+from overlayrun.sandbox.secrets import Masks, find_masks, listening_sockets
+from overlayrun.workspace.catalogue import repositories, user_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from typing import Final, Self
 
+    from overlayrun.model import RunOptions
     from overlayrun.store.location import Repository
     from overlayrun.workspace.layout import Layout
     from overlayrun.workspace.record import Record
 
+_PRIVATE: Final = ("/run/", "/tmp/", "/dev/", "/var/tmp/", "/var/run/", "/proc/")  # the sandbox's own
+# What ssh reads and what holds no key: public ones tell it which key of the agent to ask for.
+_SSH_SHOWN: Final = ("known_hosts", "known_hosts2", "config", "config.d")
 
-def view_of(repository: Repository, layout: Layout, record: Record) -> View:
+
+class Choices:
+    """What the user lets one run see besides, or withholds from it.
+
+    binds: (path, writable). mask, unmask: paths, absolute or below HOME. ssh_agent: its socket.
+    """
+
+    __slots__ = ("binds", "mask", "ssh_agent", "unmask")
+
+    def __init__(self) -> None:
+        self.binds: list[tuple[str, bool]] = []
+        self.mask: Sequence[str] = ()
+        self.unmask: Sequence[str] = ()
+        self.ssh_agent: str | None = None
+
+    @classmethod
+    def of(cls, options: RunOptions) -> Self:
+        """Those of a run's options. Raises UsageError."""
+        made = cls()
+        made.binds = [
+            *((os.path.realpath(path), False) for path in options.bind_ro),
+            *((os.path.realpath(path), True) for path in options.bind_rw),
+        ]
+        made.mask, made.unmask = options.mask, options.unmask
+        if options.ssh_agent:
+            made.ssh_agent = _ssh_agent()
+            made.unmask = [*options.unmask, *_ssh_files()]
+        return made
+
+
+def _ssh_agent() -> str:
+    path = os.environ.get("SSH_AUTH_SOCK", "")
+    try:
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            return os.path.realpath(path)
+    except OSError:
+        pass
+    raise UsageError("no ssh agent is running here", hint='start one: eval "$(ssh-agent)"; ssh-add')
+
+
+def _ssh_files() -> list[str]:
+    try:
+        names = os.listdir(f"{home_directory()}/.ssh")
+    except OSError:
+        return []
+    return [f".ssh/{name}" for name in names if name in _SSH_SHOWN or name.endswith(".pub")]
+
+
+def view_of(repository: Repository, layout: Layout, record: Record, choices: Choices | None = None) -> View:
     """Everything that the workspace's sandbox mounts; makes the scratch directories anew."""
+    choices = choices or Choices()
     place = layout.workspace(record.id)
     remove_tree(place.work)  # a volatile work directory can't be used twice (overlayfs.rst, "Volatile mount")
     for directory in (f"{place.work}/tree", f"{place.work}/git", f"{place.work}/home"):
@@ -36,12 +94,34 @@ def view_of(repository: Repository, layout: Layout, record: Record) -> View:
         view.live.append((f"{record.root}/{path}", place.live(number), f"{place.work}/live{number}"))
     view.objects = f"{repository.common_dir}/objects"
     view.sockets = f"{place.sockets}/inside"
-    view.masked = list(_outside(repository.common_dir, layout, record))
+    view.binds, view.ssh_agent = choices.binds, choices.ssh_agent
     servers = os.path.realpath("/etc/resolv.conf")
     view.name_servers = servers if servers.startswith("/run/") and os.path.exists(servers) else None
     view.console = next((os.ttyname(fd) for fd in range(3) if os.isatty(fd)), None)
-    _show_home(view, layout, record)
+    home = home_directory()
+    view.passed = shared_state(record.profile, home, record.root)
+    _show_home(view, home, layout, record)
+    _hide(view, find_masks(home, record.profile, [*choices.mask, user_state()], choices.unmask), home)
+    view.masked += [*_outside(repository.common_dir, layout, record), *repositories()]
+    view.homes = list(_other_homes(view, home, as_root=record.root_uid))
+    if namespaces.is_root_of_host():
+        view.closed = list(_closed_to_others(view))
     return view
+
+
+def _closed_to_others(view: View) -> Iterator[str]:
+    """What root can pass through on the way to the workspace and HOME, and nobody can't.
+
+    An empty directory in its place hides nothing that nobody could have seen.
+    """
+    for place in (view.root, view.home or view.root):
+        above = place
+        found = None
+        while (above := os.path.dirname(above)) != "/":
+            if not os.stat(above).st_mode & stat.S_IXOTH:
+                found = above
+        if found and not f"{found}/".startswith(f"{view.home}/"):
+            yield found
 
 
 def _outside(common_dir: str, layout: Layout, record: Record) -> Iterator[str]:
@@ -53,18 +133,28 @@ def _outside(common_dir: str, layout: Layout, record: Record) -> Iterator[str]:
             yield path
 
 
-def _show_home(view: View, layout: Layout, record: Record) -> None:
-    home = home_directory()
+def _show_home(view: View, home: str, layout: Layout, record: Record) -> None:
     inside = view.root == home or home.startswith(f"{view.root}/")
     if inside or not os.path.isdir(home):
         return  # the workspace's own view covers it
     view.home = home
-    view.passed = state_directories(record.profile, home)
-    if record.home == "private":
-        return
     view.home_upper = layout.workspace(record.id).home_upper
+    if record.home == "private":
+        _give_logins(view)
+        return
     view.home_lowers = [home]
     view.submounts = [path for path in _mountpoints() if path.startswith(f"{home}/")]
+
+
+def _give_logins(view: View) -> None:
+    """Files that a profile keeps back are a branch's own: in a HOME of its own it begins with copies."""
+    for path, kept in view.passed:
+        for name in kept:
+            source = f"{path}/{name}"
+            own = f"{view.home_upper}/{os.path.relpath(source, view.home)}"
+            if source.startswith(f"{view.home}/") and os.path.isfile(source) and not os.path.lexists(own):
+                os.makedirs(os.path.dirname(own), mode=0o700, exist_ok=True)
+                copy_file(source, own)
 
 
 def home_directory() -> str:
@@ -72,22 +162,64 @@ def home_directory() -> str:
     return os.path.realpath(os.environ.get("HOME") or pwd.getpwuid(os.geteuid()).pw_dir)
 
 
-def hide_secrets(upper: str) -> None:
-    """Put whiteouts over the secrets of HOME into a new upper layer of it.
+def _hide(view: View, masks: Masks, home: str) -> None:
+    """Sort what is hidden by how: below the view of HOME, or by covers before or after the workspace."""
+    view.through = masks.through if view.home else []
+    elsewhere = [*masks.elsewhere]
+    if not view.home:  # the workspace shows HOME, or none is there
+        elsewhere += [f"{home}/{name}" for name in masks.below]
+    elif view.home_lowers:
+        view.hidden = [*masks.below]
+        hidden = tuple(f"{home}/{name}/" for name in masks.below)
+        # A mount that is a secret itself is left out; secrets on other mounts are covered.
+        view.submounts = [path for path in view.submounts if not f"{path}/".startswith(hidden)]
+        mounted = tuple(f"{path}/" for path in view.submounts)
+        elsewhere += [path[:-1] for path in hidden if path.startswith(mounted)]
+    inside = f"{view.root}/"
+    view.masked = [path for path in elsewhere if not path.startswith(inside)]
+    view.covered = [path for path in elsewhere if path.startswith(inside)] + list(_sockets(view))
 
-    Into the upper, because a layer of their own would lie inside HOME, which overlayfs refuses as
-    overlapping.
+
+def _sockets(view: View) -> Iterator[str]:
+    """Servers of the host that the command could connect to: a read-only disk does not forbid that.
+
+    Through the view of HOME nobody can: an overlay's inode is not the one that was bound (tried, it gives
+    ECONNREFUSED). What is bound while the run goes on is not found.
     """
-    home = home_directory()
-    for secret in SECRETS:
-        parent = os.path.dirname(secret)
-        if parent and os.path.islink(f"{home}/{parent.partition('/')[0]}"):
-            continue  # a directory of the upper would hide the link
-        if parent and not os.path.isdir(f"{upper}/{parent}"):
-            os.makedirs(f"{upper}/{parent}")
-            if os.path.isdir(f"{home}/{parent}"):
-                os.chmod(f"{upper}/{parent}", stat.S_IMODE(os.stat(f"{home}/{parent}").st_mode))
-        write_whiteout(None, f"{upper}/{secret}")
+    shown = tuple(f"{path}/" for path in (*(path for path, _ in view.passed), *view.submounts))
+    chosen = tuple(path for path, _ in view.binds)
+    viewed = (*_PRIVATE, f"{view.root}/", *([f"{view.home}/"] if view.home else []))
+    for path in listening_sockets():
+        if (path.startswith(shown) or not path.startswith(viewed)) and not path.startswith(chosen):
+            yield path
+
+
+def _other_homes(view: View, home: str, *, as_root: bool) -> Iterator[tuple[str, list[str]]]:
+    """Places with homes of others, and what of them the command needs.
+
+    Their modes are meant for people, and are often 0755. Shown is what PATH leads to (/home/linuxbrew), what
+    overlayrun itself runs from, where the workspace lies, and what the user binds. /root is closed by its
+    mode to all but root.
+    """
+    commands = os.environ.get("PATH", "").split(":")
+    own = [view.root, sys.base_prefix, *(path for path, _ in (*view.passed, *view.binds))]
+    needed = [*own, *commands, *map(os.path.realpath, commands)]
+    for place in ("/home", "/root") if as_root else ("/home",):
+        if place in (home, view.root):
+            continue
+        below = [
+            path for path in needed if path.startswith(f"{place}/") and not f"{path}/".startswith(f"{home}/")
+        ]
+        shown = {"/".join(path.split("/")[:3]) for path in below}
+        if not {f"{place}/{name}" for name in _names(place)} <= {*shown, home}:
+            yield place, sorted(shown)
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
 
 
 def _mountpoints() -> list[str]:

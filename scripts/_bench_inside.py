@@ -3,6 +3,7 @@
 edit SIZE        print OVERLAYRUN_ID; then for each line `COUNT TOKEN` change files and answer `done`
 end SIZE COUNT   change COUNT files, print the monotonic clock in ns, end at once
 repeat N ARGV…   run a command N times, print the milliseconds of each
+make COUNT       compile COUNT small C files and link them by make -j2, print the milliseconds
 compile SIZE     read up to 2,000 files, write an output for each and rename it; print the milliseconds
 """
 
@@ -15,6 +16,11 @@ import time
 
 PER_DIRECTORY = 50
 _MOST_COMPILED = 2000
+_MAKEFILE = """\
+CFLAGS = -O0 -g -fPIC
+parts.so: $(patsubst %.c,%.o,$(wildcard part*.c))
+\t$(CC) -shared -o $@ $^
+"""
 
 
 def path_of(number: int) -> str:
@@ -79,6 +85,17 @@ def _compile(size: int) -> list[float]:
     return [spent]
 
 
+def _make(count: int) -> list[float]:
+    os.mkdir("c")
+    os.chdir("c")
+    for number in range(count):
+        with open(f"part{number}.c", "w", encoding="ascii") as file:
+            file.write(f"#include <stdio.h>\nint part{number}(int n) {{ return putchar(n + {number}); }}\n")
+    with open("Makefile", "w", encoding="ascii") as file:
+        file.write(_MAKEFILE)
+    return _repeat(1, ["make", "-s", "-j2"])
+
+
 def main() -> None:
     """Do what the arguments say."""
     what, number, *rest = sys.argv[1:]
@@ -88,6 +105,8 @@ def main() -> None:
         edit(int(number), int(rest[0]), str(time.time_ns()))
         os.write(1, b"%d" % time.monotonic_ns())
         os._exit(0)
+    elif what == "make":
+        _say(json.dumps(_make(int(number))))
     else:
         _say(json.dumps(_repeat(int(number), rest) if what == "repeat" else _compile(int(number))))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from overlayrun.files import remove_tree
 from overlayrun.kernel import abi
 from overlayrun.kernel.namespaces import map_identity
-from overlayrun.kernel.syscalls import capset_none, mount, unshare
+from overlayrun.kernel.syscalls import capset, mount, unshare
 from overlayrun.model import BranchName, CommitId, SnapshotReason, TreeId
 from overlayrun.snapshot import Snapshot, SnapshotJob, take_snapshot
 
@@ -50,7 +50,7 @@ def without_privileges(action: Callable[[], object]) -> None:
     """Do something as the owner of the files and no more, even where the tests are run by root."""
 
     def act() -> None:
-        capset_none()
+        capset()
         action()
 
     in_child(act)

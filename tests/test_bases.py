@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from conftest import SHARE
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def _edit(root: Path, edit: tuple[str, str, int]) -> None:
         path.chmod(0o755 if kind == "exec" else 0o644)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@seed(SHARE)
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=st.lists(st.lists(EDIT, min_size=1, max_size=6), min_size=2, max_size=4))
 def test_random_commits_look_like_their_checkouts(
     repo: UserRepo, history: list[list[tuple[str, str, int]]]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -267,6 +268,62 @@ def test_sockets_of_ended_runs_are_counted_and_harmless(
         server.bind("outside")
     one = examined(repo)["stale sockets"]
     assert (one.state, one.found[:1]) == (State.OK, "1")
+
+
+def test_the_sandbox_is_shown_and_proved_from_inside(repo: UserRepo) -> None:
+    (repo.home / ".ssh").mkdir()
+    (repo.home / ".ssh/id_rsa").write_text("s3cret\n")
+    before, branches = repo.picture(), repo.refs()
+    done = repo.overlayrun("doctor", "--sandbox", "--json", "--profile", "codex")
+    found = json.loads(done.out)
+    assert (done.code, found["failed"]) == (0, 0), str(done)
+    reach = {place["path"]: place["reach"] for place in found["places"]}
+    expected = {
+        "/": "read-only",
+        "/run": "private",
+        "/proc": "private",
+        str(repo.root): "copy-on-write",
+        str(repo.home): "copy-on-write",
+        f"{repo.home}/.ssh": "masked",
+        f"{repo.home}/.codex/sessions": "shared",
+    }
+    assert {path: reach.get(path) for path in expected} == expected
+    tried = {proof["name"]: proof["state"] for proof in found["proofs"]}
+    wanted = {f"hidden {repo.home}/.ssh", "read-only /usr", f"own {repo.root}", "mount", "/proc/1/mem"}
+    assert wanted <= set(tried)
+    assert f"host's {repo.home}" in tried
+    assert (repo.picture(), repo.refs(), list((repo.state / "workspaces").iterdir())) == (
+        before,
+        branches,
+        [],
+    )
+
+
+def test_a_layer_that_is_switched_off_is_found_from_inside(repo: UserRepo) -> None:
+    (repo.home / ".netrc").write_text("s3cret\n")
+    options = ("--home", "private", "--net", "none", "--without", "seccomp", "--without", "no-new-privs")
+    done = repo.overlayrun("doctor", "--sandbox", *options)
+    lines = done.out.splitlines()
+    assert done.code == 3, str(done)
+    assert "FAIL     status Seccomp: 0" in lines
+    assert "ok       loopback of the host: ECONNREFUSED" in lines
+    assert f"private        {repo.home}" in "\n".join(lines)
+    assert lines[-1].endswith("tries FAILED")
+
+
+def test_the_sandbox_is_shown_as_a_tree_on_a_terminal(repo: UserRepo) -> None:
+    with repo.terminal(*repo.command("doctor", "--sandbox")) as terminal:
+        terminal.expect("read-only")
+        terminal.expect("├── ")
+        terminal.expect("tries as promised")
+        assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("words", [("--sandbox", "--nonsense"), ("--nonsense",), ("--sandbox", "-b", "x")])
+def test_what_the_doctor_does_not_take_is_refused(repo: UserRepo, words: tuple[str, ...]) -> None:
+    done = repo.overlayrun("doctor", *words)
+    assert done.code in (2, 3)
+    assert len(done.ours) == 2, str(done)
 
 
 def test_probing_is_lean() -> None:

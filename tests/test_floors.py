@@ -23,31 +23,41 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
     (("errors", "model"),),
     (
         (
-            *("kernel.abi", "kernel.syscalls", "kernel.namespaces", "kernel.attempt", "kernel.cgroups"),
+            *("kernel.calls", "kernel.abi", "kernel.syscalls", "kernel.namespaces", "kernel.attempt"),
+            *("kernel.groups", "kernel.cgroups"),
             *("kernel.abilities", "kernel.disk", "kernel.probe"),
         ),
     ),
     (("files", "streams", "values"),),
     (
-        ("layers.names", "layers.marks", "layers.upper"),
+        ("layers.names", "layers.marks", "layers.wire", "layers.upper", "layers.walk"),
         (
             *("store.git", "store.settings", "store.location", "store.refs", "store.commits", "store.trees"),
             *("store.repo", "store.hashes", "store.pack", "store.importer", "store.lfs", "store.convert"),
-            *("store.ignore", "store.rule_tree", "store.merger", "store.landings"),
+            *("store.ignore", "store.rule_tree", "store.merger", "store.landings", "store.compare"),
         ),
     ),
     (("workspace.layout", "workspace.record", "workspace.lock", "workspace.catalogue", "workspace.names"),),
     (
-        ("process", "terminal", "relay", "control"),
+        ("process", "terminal", "relay", "control", "owner"),
         (
             *("bases.stack", "bases.index", "bases.freeze", "bases.dirty", "bases.ignored", "bases.carried"),
             "bases.gitdir",
         ),
     ),
-    (("sandbox.environment", "sandbox.profiles", "sandbox.plan", "sandbox.mounts"),),
+    (
+        (
+            *("sandbox.environment", "sandbox.network", "sandbox.profiles", "sandbox.secrets"),
+            *("sandbox.covers", "sandbox.plan", "sandbox.mounts", "sandbox.seccomp", "sandbox.landlock"),
+            *("sandbox.limits", "sandbox.switches", "sandbox.asking", "sandbox.confinement"),
+            "sandbox.reading",
+        ),
+    ),
     (
         ("keeper", "live", "view", "idle"),
-        ("collector", "snapshot_job", "chain", "snapshot"),
+        ("ports", "tunnel", "proxy_rules", "proxy", "publish", "connections"),
+        ("reader", "collector", "snapshot_job", "chain", "snapshot"),
+        ("carriers", "incoming"),
         ("refusals", "checks", "leftovers", "doctor"),
     ),
     (
@@ -64,7 +74,8 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
                 "durable",
                 "bring",
             ),
-            *("revision", "overview", "collect", "supervisor", "finish", "run", "forward", "sync"),
+            *("revision", "overview", "collect", "watchdog", "supervisor", "finish", "run", "forward"),
+            *("sync", "inside", "inspection"),
         ),
     ),
     (
@@ -76,7 +87,13 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
                 "reconcile.plan",
                 "reconcile.paths",
             ),
-            *("reconcile.background", "reconcile.queue", "reconcile.checks", "reconcile.candidates"),
+            *(
+                "reconcile.background",
+                "reconcile.queue",
+                "reconcile.door",
+                "reconcile.checks",
+                "reconcile.candidates",
+            ),
             *("reconcile.conflict", "reconcile.acceptance", "reconcile.resolutions", "reconcile.resolvers"),
             *(
                 "reconcile.replay",
@@ -92,7 +109,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
     ),
     (
         (
-            *("cli.options", "cli.configured", "cli.here", "cli.telling", "cli.words", "cli.render"),
+            *("cli.options", "cli.configured", "cli.telling", "cli.here", "cli.words", "cli.render"),
             *(
                 "cli.snapshot_client",
                 "cli.main",
@@ -100,6 +117,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
                 "cli.opened",
                 "cli.targets",
                 "cli.shapes",
+                "cli.carrying",
                 "cli.patches",
             ),
             *(
@@ -125,11 +143,14 @@ LATE_IMPORTS: Final = {
     "cli.main": "loads a command's module, and with it rich or pygit2, only when that command is called",
     "cli.render": "needs rich (40 ms to import) only for a table on a terminal",
     "cli.reconcile": "needs rich (60 ms to import) only for a live table on a terminal",
+    "connections": "needs asyncio (60 ms to import) and sockets (2 ms) only for --net allow= and --publish",
     "finish": "needs the merge engine only for --rm --apply",
     "launch": "hands over to click (30 ms to import) only for commands that are no run",
     "prepare": "needs freezing, dirty and carried files (2 to 5 ms each) only where there are any",
     "recover": "needs pygit2 (65 ms to import) only after a kill or a power cut",
     "run": "needs pygit2 (65 ms to import) only when something changed, the probes only when nothing starts",
+    "sandbox.limits": "needs control groups (3 ms to import) only where a limit or --freeze is asked for",
+    "cli.doctor": "needs the inspection only for --sandbox",
     "supervisor": "needs sockets (3 ms) and pygit2 (65 ms) only for a command that goes on for a while",
     "terminal": "needs termios (1 ms) only on a terminal",
     "workspace.layout": "needs hashlib (2 ms to import) only where OVERLAYRUN_STATE_DIR is set",

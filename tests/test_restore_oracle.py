@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from conftest import UserRepo
-from hypothesis import HealthCheck, assume, given, settings
+from conftest import SHARE, UserRepo
+from hypothesis import HealthCheck, assume, given, seed, settings
 from test_snapshot_oracle import EDITS, Edit
 
 _NAMES: Final = (f"round-{number}" for number in itertools.count())
@@ -44,8 +44,9 @@ def _plain_tree(repo: UserRepo, place: Path, edits: list[Edit]) -> str:
     return clone.git("write-tree")
 
 
+@seed(SHARE)
 @settings(
-    max_examples=8,
+    max_examples=5,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -9,7 +9,7 @@ import pytest
 from conftest import SHARE, UserRepo
 
 # Steps that change the disk, with the stride: strace counts each of them by itself.
-_STEPS: Final = (("rename", 1), ("renameat2", 1), ("syncfs", 1), ("linkat", 2), ("unlink", 2), ("fsync", 4))
+_STEPS: Final = (("rename", 2), ("renameat2", 1), ("syncfs", 1), ("linkat", 2), ("unlink", 2), ("fsync", 4))
 _MOST: Final = 400
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from conftest import UserRepo
+from conftest import SHARE, UserRepo
 from hypothesis import HealthCheck, given, settings
+from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 _NAMES: Final = (f"round-{number}" for number in itertools.count())
@@ -65,8 +66,9 @@ def wide(repo: UserRepo) -> UserRepo:
     return repo
 
 
+@seeded(SHARE)
 @settings(
-    max_examples=14,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -7,11 +7,15 @@ from typing import Any
 
 import click  # noqa: TID251  # this is overlayrun/cli/
 
+from overlayrun.cli.carrying import notes_of
 from overlayrun.cli.opened import Opened, open_here
 from overlayrun.cli.patches import FileChange, file_changes, say_names, say_patch, say_stat
 from overlayrun.cli.render import say_json
+from overlayrun.cli.shapes import incoming_shape
 from overlayrun.cli.snapshot_client import ask_running
+from overlayrun.cli.telling import tell
 from overlayrun.cli.words import branch_argument, json_option
+from overlayrun.incoming import Incoming, incoming
 from overlayrun.overview import State, state_of
 from overlayrun.revision import Revision, Span, parse_revision, parse_span
 
@@ -30,21 +34,24 @@ def diff_command(*, text: str, stat: bool, name_only: bool, live: bool, as_json:
       diff B@{1}        the snapshot before against the start
       diff B@{3}..B     two snapshots against each other
 
-    A running branch is shown at its newest snapshot.
+    A running branch is shown at its newest snapshot. Files that run code on your machine when opened or built
+    are listed at the end, on standard error: the patch can go to `git apply`.
     """
     opened = open_here()
     if live:
         _take_live(opened, text)
     span = parse_span(opened.layout, opened.repo, text)
     trees = opened.repo.git_dir, span.old.tree, span.new.tree
-    if as_json:
-        say_json(_shape(span, file_changes(*trees)))
-    elif stat:
-        say_stat(*trees)
-    elif name_only:
+    if name_only and not as_json:
         say_names(*trees)
-    else:
-        say_patch(*trees)
+        return
+    found = incoming(opened.repo, span.old.tree, span.new.tree)
+    if as_json:
+        say_json(_shape(span, file_changes(*trees), found))
+        return
+    (say_stat if stat else say_patch)(*trees)
+    for line in notes_of(found):
+        tell(line)
 
 
 def _take_live(opened: Opened, text: str) -> None:
@@ -53,7 +60,7 @@ def _take_live(opened: Opened, text: str) -> None:
         ask_running(opened.layout, record, None)
 
 
-def _shape(span: Span, files: list[FileChange]) -> dict[str, Any]:
+def _shape(span: Span, files: list[FileChange], found: Incoming) -> dict[str, Any]:
     return {
         "branch": span.new.record.branch,
         "from": _place(span.old),
@@ -69,6 +76,7 @@ def _shape(span: Span, files: list[FileChange]) -> dict[str, Any]:
         ],
         "insertions": sum(file.insertions or 0 for file in files),
         "deletions": sum(file.deletions or 0 for file in files),
+        **incoming_shape(found),
     }
 
 

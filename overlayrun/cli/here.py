@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
+from overlayrun.cli.telling import tell
 from overlayrun.errors import UsageError
+from overlayrun.owner import become_owner
 from overlayrun.store.location import Repository, find_repository
 from overlayrun.workspace.layout import Layout, open_state, state_directory
 
@@ -27,6 +29,7 @@ def find_here() -> Here:
             f"this is a workspace (branch {branch}), and its repository is out of reach here",
             hint="type it in a terminal outside; here there is: overlayrun snapshot -m TEXT",
         )
+    become_owner(os.getcwd(), tell)
     repository = find_repository(os.getcwd())
     state = state_directory(repository.common_dir)
     known = os.path.lexists(state)

@@ -14,7 +14,9 @@ from overlayrun.cli.telling import tell
 from overlayrun.cli.words import branch_argument
 from overlayrun.control import ask
 from overlayrun.errors import UsageError, WorkspaceError
+from overlayrun.kernel.cgroups import enter_group_of
 from overlayrun.live import run_joined
+from overlayrun.sandbox.confinement import Confinement
 from overlayrun.terminal import Terminal
 from overlayrun.workspace.catalogue import find
 from overlayrun.workspace.lock import is_locked
@@ -69,9 +71,11 @@ def _join(here: Here, record: Record, argv: list[str]) -> int:
             f"the run of branch {record.branch} can't be joined", hint="see: overlayrun status"
         )
     command = keeper.Command(argv, _directory(here, record), _environment(answer))
+    command.confinement = Confinement.from_json(answer["confinement"])
     terminal = Terminal()
     pid = os.fork()
     if pid == 0:
+        _enter_group(answer["group"])
         run_joined(joined, command, tell=tell)
     for number in (signal.SIGINT, signal.SIGQUIT):  # they are the command's: it shares our terminal
         signal.signal(number, signal.SIG_IGN)
@@ -79,6 +83,15 @@ def _join(here: Here, record: Record, argv: list[str]) -> int:
     code = os.waitstatus_to_exitcode(status)
     terminal.take_back(abnormal=code > 128)
     return code if code >= 0 else 128 - code
+
+
+def _enter_group(group: dict[str, Any]) -> None:
+    """In a forked child: be limited with the rest of the run."""
+    try:
+        enter_group_of(group, os.getpid())
+    except OSError as err:
+        tell(f"the run's control group can't be entered: {err.strerror}")
+        os._exit(launch.OURS)
 
 
 def _directory(here: Here, record: Record) -> str:

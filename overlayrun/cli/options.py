@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from overlayrun.errors import UsageError
 from overlayrun.model import CarryPolicy, DirtyPolicy, HomePolicy, RunOptions
-from overlayrun.values import seconds
+from overlayrun.values import cores, count, port, seconds, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,9 +67,27 @@ RUN_OPTIONS: Final[tuple[Option, ...]] = (
     ),
     Option("-m/--message", "TEXT", "Message or prompt: it becomes the commit's."),
     Option("--env", "NAME[=VALUE]", "Let a variable in that is withheld, or set one.").repeated(),
+    Option("--ssh-agent", None, "Let the command use your ssh agent: to push, or to fetch by ssh."),
+    Option("--mask", "PATH", "Hide a path more: absolute, or below HOME.").repeated(),
+    Option("--unmask", "PATH", "Show a secret of HOME that is masked, such as .npmrc.").repeated(),
     Option("--bind-ro", "PATH", "Show a path of the host that the sandbox hides.").repeated(),
     Option("--bind-rw", "PATH", "Share a path of the host, read and write.").repeated(),
     Option("--profile", "NAME", "Share this agent's own state (default: by the command's name; none)."),
+    Option("--net", "MODE", "Network: host, none, or allow=DOMAIN[:PORT],… through a proxy (default: host)."),
+    Option("--publish", "PORT", "With a network of its own: show its port on the host's 127.0.0.1.")
+    .of(port)
+    .repeated(),
+    Option("--memory", "SIZE", "Most memory that all processes together may take.").of(size),
+    Option("--pids", "N", "Most processes and threads at a time.").of(count),
+    Option("--cpus", "N", "Most processors' worth of time.").of(cores),
+    Option("--disk", "SIZE", "Most disk that the command's changes may take.").of(size, 50 << 30),
+    Option("--allow-ptrace", None, "Let the command trace its own children: debuggers, strace."),
+    Option(
+        "--allow-userns", None, "Let it make sandboxes of its own (bwrap, Chromium); a wall less to the kernel."
+    ),
+    Option("--allow-root-uid", None, "Run by root: let the command be the host's root user."),
+    Option("--strict", None, "Unattended: private HOME, few variables, no network but --net allow=…"),
+    Option("--without", "LAYER", "Switch a layer of the sandbox off by name.").repeated(),
     Option("-q/--quiet", None, "No header and no summary."),
 )
 

@@ -7,16 +7,20 @@ from typing import Any, Final
 
 import click  # noqa: TID251  # this is overlayrun/cli/
 
+from overlayrun.cli.carrying import carrier_lines
 from overlayrun.cli.opened import Opened, open_here
 from overlayrun.cli.render import coloured, say, say_json, say_table, span_text
+from overlayrun.cli.shapes import carrier_shapes
 from overlayrun.cli.targets import target_of
 from overlayrun.cli.words import BRANCH, branch_argument, json_option
 from overlayrun.errors import UsageError
+from overlayrun.incoming import MEANING
 from overlayrun.reconcile.board import Work, boards
 from overlayrun.reconcile.land import approve, unapprove, waiting
-from overlayrun.reconcile.queue import Item, Queue, Standing
+from overlayrun.reconcile.queue import Item, Queue, Standing, carriers_in
 from overlayrun.reconcile.settings import Settings, read_settings
 from overlayrun.workspace.catalogue import find
+from overlayrun.workspace.record import Record
 
 HEADS: Final = ("BRANCH", "STATE", "FILES", "COMMIT", "WHY")
 """The columns of `rows`."""
@@ -91,16 +95,21 @@ def _shape(opened: Opened, item: Item, work: Work | None) -> dict[str, Any]:
 def approve_command(*, text: str, as_json: bool) -> None:
     """Let a branch land as it stands now; what it does afterwards needs approval again.
 
-    Needed with `reconcile.require-approval`, and where a branch changes overlayrun.toml.
+    Needed with `reconcile.require-approval`, and where a branch changes overlayrun.toml or other files that
+    run code on your machine when opened or built; those are listed.
     """
     opened = open_here()
-    item = _item(opened, text)
+    queue, record = _place(opened, text)
+    item = queue.item(record)
     if item.standing is Standing.UNCHANGED:
         raise UsageError(f"branch {item.branch} changed nothing", hint="there is nothing to approve")
+    carriers = carriers_in(opened.repo, item, queue.tip)
     approve(opened.repo, item)
     if as_json:
-        say_json({"branch": item.branch, "approved": item.tip})
+        say_json({"branch": item.branch, "approved": item.tip, "carriers": carrier_shapes(carriers)})
         return
+    for line in (f"{MEANING}:", *carrier_lines(carriers)) if carriers else ():
+        say(line)
     say(f"branch {item.branch} is approved as it stands: {coloured(item.tip[:10], 'yellow')}")
 
 
@@ -110,7 +119,8 @@ def approve_command(*, text: str, as_json: bool) -> None:
 def unapprove_command(*, text: str, as_json: bool) -> None:
     """Take an approval back. What has landed stays."""
     opened = open_here()
-    item = _item(opened, text)
+    queue, record = _place(opened, text)
+    item = queue.item(record)
     was = unapprove(opened.repo, item)
     if as_json:
         say_json({"branch": item.branch, "was": was})
@@ -118,7 +128,7 @@ def unapprove_command(*, text: str, as_json: bool) -> None:
     say(f"branch {item.branch} {'is not approved any more' if was else 'was not approved'}")
 
 
-def _item(opened: Opened, text: str) -> Item:
+def _place(opened: Opened, text: str) -> tuple[Queue, Record]:
     record = find(opened.layout, text)
     target = record.target or target_of(opened, None)
-    return Queue(opened.layout, opened.repo, target, Settings()).item(record)
+    return Queue(opened.layout, opened.repo, target, Settings()), record

@@ -5,21 +5,33 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, Final, NoReturn
 
 import click  # noqa: TID251  # this is overlayrun/cli/
 
+from overlayrun.carriers import Carrier
+from overlayrun.cli.carrying import (
+    carrier_lines,
+    consent_options,
+    consented,
+    has_someone,
+    is_wanted,
+    notes_of,
+)
 from overlayrun.cli.opened import Opened, open_here
 from overlayrun.cli.render import SCHEMA, on_terminal, say, say_json
+from overlayrun.cli.shapes import carrier_shapes, incoming_shape
 from overlayrun.cli.targets import target_of
 from overlayrun.cli.telling import tell
 from overlayrun.cli.words import BRANCH, Decorated, json_option
 from overlayrun.errors import UsageError
+from overlayrun.incoming import MEANING
 from overlayrun.model import BranchName
 from overlayrun.overview import State, state_of
 from overlayrun.reconcile.candidates import Candidate, Chain, Clash
+from overlayrun.reconcile.door import Obstacle, Withheld
 from overlayrun.reconcile.events import Event, EventKind
 from overlayrun.reconcile.queue import Item, Queue, Standing
 from overlayrun.reconcile.reconciler import Outcome, Reconciler
@@ -63,13 +75,14 @@ def landing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def settings_of(opened: Opened, given: dict[str, Any]) -> Settings:
     """Settings in force; given: options, of which those that were typed win."""
-    given = {**given, "mode": LandingMode(given["mode"]) if given.get("mode") else None}
+    given = {**consented(given), "mode": LandingMode(given["mode"]) if given.get("mode") else None}
     return read_settings(opened.repository.root).merged(given)
 
 
 @click.command("merge", short_help="Merge branches into their target.")
 @click.argument("branches", nargs=-1, required=True, type=BRANCH, metavar="BRANCH...")
 @landing_options
+@consent_options
 @click.option("--dry-run", is_flag=True, help="Tell what would happen, and change nothing.")
 @json_option
 def merge_command(
@@ -79,6 +92,9 @@ def merge_command(
 
     Fast-forward, else a merge commit. What conflicts, or fails the check, changes nothing; the exit code is
     then 1. Where a file of yours is in the way, what has landed waits until it is not.
+
+    Before files that run code on your machine when opened or built come to you, you are asked; without a
+    terminal such a branch is left out, and the exit code is 3.
     """
     opened = open_here()
     settings = settings_of(opened, given)
@@ -86,7 +102,8 @@ def merge_command(
     shapes = []
     for target, wanted in _by_target([_find(opened, text) for text in branches], into).items():
         report = Report(settings, as_json=as_json)
-        with Reconciler(opened.repository, opened.layout, target, settings, report.show) as worker:
+        ask = _ask if has_someone(as_json=as_json) else None
+        with Reconciler(opened.repository, opened.layout, target, settings, report.show, ask) as worker:
             if dry_run:
                 shape = report.foreseen(worker.foresee(wanted), target)
             else:
@@ -98,8 +115,13 @@ def merge_command(
     return status
 
 
+def _ask(item: Item, carriers: Sequence[Carrier]) -> bool:
+    return is_wanted(item.branch, "merge", carriers)
+
+
 @click.command("reconcile", short_help="Merge every branch that is ready.")
 @landing_options
+@consent_options
 @click.option("--only", multiple=True, metavar=KEYS["only"].metavar, help=KEYS["only"].help)
 @click.option("--watch", is_flag=True, help="Go on, and take branches as they become ready.")
 @json_option
@@ -192,12 +214,15 @@ class Report:
         for one in chain.candidates:
             files = f"{one.files} file{'s' * (one.files != 1)}"
             self._say(f"{one.item.branch} would land on {target} ({files})")
+            for line in notes_of(one.incoming):
+                self._say(line)
         self._clashes(chain.clashes, target)
         return {
             "target": target,
             "landed": [_candidate_shape(one) for one in chain.candidates],
             "conflicts": [_clash_shape(clash) for clash in chain.clashes],
             "failed": [],
+            "withheld": [],
             "waiting": 0,
             "status": int(bool(chain.clashes)),
         }
@@ -212,6 +237,8 @@ class Report:
             if record.id not in landed:
                 self._already(queue.item(record), target)
         self._clashes(outcome.clashes, target)
+        for each in outcome.withheld:
+            self._withheld(each)
         if not wanted and not self._as_json:
             self._left_behind(outcome, queue, target)
         return {
@@ -222,9 +249,10 @@ class Report:
             "failed": [
                 {"branch": item.branch, "why": note.why, "log": note.log} for item, note in outcome.failed
             ],
+            "withheld": [_withheld_shape(each) for each in outcome.withheld],
             "waiting": outcome.delivery.waiting if outcome.delivery else 0,
             "held": [held.why for held in outcome.delivery.held] if outcome.delivery else [],
-            "status": int(not outcome.is_whole),
+            "status": _status(outcome),
         }
 
     def _left_behind(self, outcome: Outcome, queue: Queue, target: BranchName) -> None:
@@ -243,6 +271,18 @@ class Report:
         elif item.standing is Standing.LANDED:
             self._say(f"branch {item.branch} is in {target} already")
 
+    def _withheld(self, each: Withheld) -> None:
+        branch = each.item.branch
+        told = f"branch {branch} is not merged"
+        if each.obstacle is Obstacle.DECLINED:
+            self._say(told)
+        elif not self._as_json:
+            tell(f"{told}: it brings {MEANING}" if each.carriers else f"{told}: {each.why}")
+            for line in carrier_lines(each.carriers):
+                tell(line)
+            if each.carriers:
+                tell(f"hint: overlayrun diff {branch}, then: overlayrun merge {branch} --yes-exec")
+
     def _clashes(self, clashes: Iterable[Clash], target: BranchName) -> None:
         for clash in clashes:
             self._say(f"branch {clash.item.branch} conflicts with {target}; nothing was changed")
@@ -251,7 +291,23 @@ class Report:
 
 
 def _candidate_shape(one: Candidate) -> dict[str, Any]:
-    return {"branch": one.item.branch, "commit": one.commit, "files": one.files}
+    found = incoming_shape(one.incoming)
+    return {"branch": one.item.branch, "commit": one.commit, "files": one.files, **found}
+
+
+def _withheld_shape(each: Withheld) -> dict[str, Any]:
+    return {
+        "branch": each.item.branch,
+        "obstacle": each.obstacle.value,
+        "why": each.why,
+        "carriers": carrier_shapes(each.carriers),
+    }
+
+
+def _status(outcome: Outcome) -> int:
+    """Exit code: 3 where something was refused, 1 where something else did not land."""
+    refused = any(each.obstacle is not Obstacle.DECLINED for each in outcome.withheld)
+    return 3 if refused else int(not outcome.is_whole)
 
 
 def _clash_shape(clash: Clash) -> dict[str, Any]:

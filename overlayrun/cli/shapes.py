@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
+from overlayrun.carriers import Carrier
+from overlayrun.incoming import Incoming
 from overlayrun.overview import Overview
 from overlayrun.snapshot import LeftOut
 from overlayrun.store.repo import DiffStat, SnapshotInfo
@@ -48,6 +51,20 @@ def run_shape(run: Run) -> dict[str, Any]:
 def change_shape(change: DiffStat) -> dict[str, int]:
     """Size of a change."""
     return {"files": change.files, "insertions": change.insertions, "deletions": change.deletions}
+
+
+def carrier_shapes(carriers: Iterable[Carrier]) -> list[dict[str, str]]:
+    """Files that run code, and why."""
+    return [{"path": os.fsdecode(carrier.path), "why": carrier.why} for carrier in carriers]
+
+
+def incoming_shape(found: Incoming) -> dict[str, Any]:
+    """What there is to tell of a change. bare: directories; unsafe: sentences."""
+    return {
+        "carriers": carrier_shapes(found.carriers),
+        "bare": [os.fsdecode(path) for path in found.bare],
+        "unsafe": list(found.unsafe),
+    }
 
 
 def snapshot_shape(snapshot: SnapshotInfo, back: int) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def _facts(opened: Opened, item: Overview) -> list[tuple[str, str]]:
         ("created", moment_text(record.created)),
         ("prompt", record.prompt or ""),
         ("last run", _run_text(record.last_run) if record.last_run else "none"),
+        ("blocked", _blocked_text(record.last_run)),
         ("change", f"{count_text(change.files, 'file')}, +{change.insertions} -{change.deletions} lines"),
         ("standing", _standing(item)),
         ("took along", ", ".join(record.carried)),
@@ -120,6 +121,11 @@ def _run_text(run: Run) -> str:
     if run.ended is None:
         return f"{words} (since {moment_text(run.started)})"
     return f"{words} (status {run.status}, {span_text(run.ended - run.started)}, {moment_text(run.ended)})"
+
+
+def _blocked_text(run: Run | None) -> str:
+    rows = sorted(run.blocked.items(), key=lambda row: (-row[1], row[0])) if run else []
+    return ", ".join(f"{what} ({times} times)" if times > 1 else what for what, times in rows)
 
 
 def _standing(item: Overview) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes  # noqa: TID251  kernel/ is where system calls live
 import errno
 import fcntl
 import os
@@ -21,19 +20,6 @@ if TYPE_CHECKING:
 
 _ATTRIBUTES: Final = abi.MS_NOSUID | abi.MS_NODEV
 _IN_MOUNTS: Final = abi.CLONE_NEWUSER | abi.CLONE_NEWNS
-
-# linux/prctl.h, linux/seccomp.h, linux/bpf_common.h
-_PR_SET_SECCOMP: Final = 22
-_SECCOMP_MODE_FILTER: Final = 2
-_SECCOMP_RET_ERRNO: Final = 0x00050000
-_SECCOMP_RET_ALLOW: Final = 0x7FFF0000
-_BPF_LOAD_WORD: Final = 0x20
-_BPF_JUMP_EQUAL: Final = 0x15
-_BPF_RETURN: Final = 0x06
-
-# linux/landlock.h; the numbers are the same on every machine
-_NR_LANDLOCK_RESTRICT_SELF: Final = 446
-_LANDLOCK_WRITE_FILE: Final = 0x2
 
 # One more than a mount takes (OVL_MAX_STACK of fs/overlayfs/params.h).
 _TOO_MANY_LAYERS: Final = 501
@@ -115,24 +101,16 @@ def _no_new_privileges() -> str:
     return "works"
 
 
-class _Program(ctypes.Structure):
-    """struct sock_fprog of linux/filter.h."""
-
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
-
-
 def _seccomp() -> str:
     """Refuse one system call by a filter, with an errno that it never has by itself."""
     rows = (
-        (_BPF_LOAD_WORD, 0, 0, 0),
-        (_BPF_JUMP_EQUAL, 0, 1, abi.NR_RENAMEAT2),
-        (_BPF_RETURN, 0, 0, _SECCOMP_RET_ERRNO | errno.EXFULL),
-        (_BPF_RETURN, 0, 0, _SECCOMP_RET_ALLOW),
+        (abi.BPF_LOAD, 0, 0, 0),
+        (abi.BPF_IF_EQUAL, 0, 1, abi.NR_RENAMEAT2),
+        (abi.BPF_RETURN, 0, 0, abi.SECCOMP_RET_ERRNO | errno.EXFULL),
+        (abi.BPF_RETURN, 0, 0, abi.SECCOMP_RET_ALLOW),
     )
-    code = b"".join(struct.pack("HBBI", *row) for row in rows)
-    program = _Program(len(rows), code)
     syscalls.prctl(abi.PR_SET_NO_NEW_PRIVS, 1)
-    syscalls.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program))
+    syscalls.seccomp(b"".join(struct.pack(abi.SOCK_FILTER, *row) for row in rows))
     try:
         syscalls.renameat2("", "", 0)
     except OSError as err:
@@ -143,12 +121,9 @@ def _seccomp() -> str:
 def _landlock() -> str:
     """Forbid this process to write to any file, and try to; gives the version of the interface."""
     version = syscalls.landlock_abi()
-    call = ctypes.CDLL(None, use_errno=True).syscall
-    handled = ctypes.c_uint64(_LANDLOCK_WRITE_FILE)
-    rules = call(abi.NR_LANDLOCK_CREATE_RULESET, ctypes.byref(handled), ctypes.c_size_t(8), ctypes.c_long(0))
+    rules = syscalls.landlock_create_ruleset(abi.LANDLOCK_ACCESS_FS_WRITE_FILE)
     syscalls.prctl(abi.PR_SET_NO_NEW_PRIVS, 1)
-    if rules < 0 or call(_NR_LANDLOCK_RESTRICT_SELF, ctypes.c_long(rules), ctypes.c_long(0)) < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    syscalls.landlock_restrict_self(rules)
     try:
         os.close(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
     except PermissionError:
@@ -177,6 +152,7 @@ KERNEL: Final[Mapping[str, Ability]] = {
     "mnt": (_IN_MOUNTS, _nothing),
     "pid": (abi.CLONE_NEWUSER | abi.CLONE_NEWPID, _nothing),
     "ipc": (abi.CLONE_NEWUSER | abi.CLONE_NEWIPC, _nothing),
+    "cgroup_ns": (abi.CLONE_NEWUSER | abi.CLONE_NEWCGROUP, _nothing),
     "uts": (abi.CLONE_NEWUSER | abi.CLONE_NEWUTS, _nothing),
     "tmpfs": (_IN_MOUNTS, _tmpfs),
     "mount_api": (_IN_MOUNTS, _mount_api),

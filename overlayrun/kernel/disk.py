@@ -11,7 +11,7 @@ import fcntl
 import os
 import stat
 
-from overlayrun.kernel import abi, syscalls
+from overlayrun.kernel import abi, namespaces, syscalls
 from overlayrun.kernel.attempt import confirm
 
 TYPE_CHECKING = False
@@ -127,6 +127,15 @@ def _hard_link(place: str) -> str:
     return confirm(os.path.samefile(f"{place}/lower/file", f"{place}/upper/file"), "the link is a copy")
 
 
+def _id_map(place: str) -> str:
+    """Root's file shall be nobody's in a mount of it; for root alone."""
+    os.chdir(place)
+    _write("lower/file")
+    fd = syscalls.open_tree("lower", abi.OPEN_TREE_CLONE)
+    syscalls.mount_setattr(fd, 0, recursive=True, id_map=namespaces.id_map_namespace())
+    return confirm(os.stat("file", dir_fd=fd).st_uid == namespaces.NOBODY, "the owner stayed root")
+
+
 def _lock(place: str) -> str:
     """A second holder must be refused; some network file systems let everybody have it."""
     fds = [os.open(f"{place}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC) for _ in range(2)]
@@ -145,6 +154,7 @@ STORAGE: Final[Mapping[str, OnDisk]] = {
     "opaque": (_IN_MOUNTS, _opaque),
     "xattr_whiteout": (_IN_MOUNTS, _xattr_whiteout),
     "lock": (0, _lock),
+    "id_map": (0, _id_map),
     "reflink": (0, _reflink),
     "hard_link": (0, _hard_link),
 }

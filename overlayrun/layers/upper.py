@@ -1,8 +1,7 @@
-"""Walk an upper layer that an agent may be writing to at this moment.
+"""Read an upper layer that an agent may be writing to at this moment, for somebody else who asks.
 
 Everything goes by descriptors and O_NOFOLLOW, so that no swapped link leads out of the layer; no recursion,
-and no
-more than a few hundred descriptors at any depth.
+and no more than a few hundred descriptors at any depth.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ import errno
 import os
 import stat
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final
 
-from overlayrun.layers.marks import is_whiteout, is_xattr_whiteout
+from overlayrun.layers import wire
+from overlayrun.layers.marks import is_opaque, is_whiteout, is_xattr_whiteout
+from overlayrun.layers.wire import TROUBLES, Trouble
 
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # Gone, a link now, no directory now, a FIFO without reader now, no link now, a handle that went stale.
@@ -22,109 +22,172 @@ _RACES: Final = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.EI
 _OPEN_LEVELS: Final = (
     128  # deeper directories are closed while their children are read, and opened again by name
 )
-
-
-class Trouble(Enum):
-    """Why an entry gave nothing."""
-
-    UNREADABLE = "no permission to read it"
-    UNSUPPORTED = "a socket, FIFO or device"
-    RACED = "it changed while it was read"
-
-
-State = TypeVar("State")
-
-
-class Visitor(Protocol[State]):
-    """What a walk reports to. Names are single path components; a state belongs to one directory."""
-
-    def wants(self, where: State, name: bytes, info: os.stat_result) -> bool:
-        """Whether to open a file, read a link or descend into a directory; info: of lstat."""
-
-    def enter(self, where: State, name: bytes, fd: int) -> State | None:
-        """A directory was opened; its state, or None to leave it again."""
-
-    def file(self, where: State, name: bytes, fd: int, info: os.stat_result) -> None:
-        """A regular file was opened; info: of its descriptor. The walk closes it."""
-
-    def link(self, where: State, name: bytes, text: bytes) -> None:
-        """A symlink with this text."""
-
-    def deleted(self, where: State, name: bytes) -> None:
-        """A whiteout: the name is gone, whatever lay below."""
-
-    def trouble(self, where: State, name: bytes, what: Trouble) -> None:
-        """An entry that could not be read, or that no snapshot can hold."""
+_KINDS: Final = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+_RULES: Final = ".gitignore"
+_FULL: Final = 1 << 16  # bytes that are worth a write
 
 
 @dataclass(slots=True)
-class _Level(Generic[State]):
+class _Level:
     """A directory on the way down. fd: None while it is closed; identity: what opening it again must find."""
 
-    name: str
-    state: State
+    name: bytes
     fd: int | None
     identity: tuple[int, int]
-    below: list[str] = field(default_factory=list)
 
 
-def walk_upper(root: str, top: State, visitor: Visitor[State]) -> None:
-    """Report every entry of the layer at `root` to `visitor`.
+@dataclass(slots=True)
+class _Server:
+    """The answering end. root: descriptor of the layer."""
 
-    Order: a directory's files, links and whiteouts before its directories; otherwise as the filesystem lists
-    them.
-    Entries that vanish or change their type meanwhile are reported as Trouble.RACED. Raises OSError for
-    `root` alone.
+    root: int
+    answers: int
+    levels: list[_Level] = field(default_factory=list)
+    waiting: bytearray = field(default_factory=bytearray)
+
+    def answer(self, letter: bytes, payload: bytes) -> None:
+        """One question."""
+        if letter == wire.DESCEND:
+            self._descend(payload)
+        elif letter == wire.LEAVE:
+            _close(self.levels.pop())
+        else:
+            (bound,) = wire.BOUND.unpack_from(payload)
+            for name in payload[wire.BOUND.size :].split(b"\0"):
+                self._read(name[:1], name[1:], bound)
+        if letter != wire.LEAVE:
+            self.flush()
+
+    def put(self, letter: bytes, payload: bytes = b"", info: os.stat_result | None = None) -> None:
+        """Say one frame about what `info` is of."""
+        numbers = (
+            (info.st_mode, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+            if info
+            else (0, 0, 0, 0, 0)
+        )
+        self._put(letter, payload, *numbers)
+
+    def flush(self) -> None:
+        """Send what waits."""
+        rest = memoryview(self.waiting)
+        while rest:
+            rest = rest[os.write(self.answers, rest) :]
+        rest.release()
+        self.waiting = bytearray()
+
+    def _put(self, letter: bytes, payload: bytes, *numbers: int) -> None:
+        self.waiting += wire.HEADER.pack(letter, len(payload), *numbers)
+        self.waiting += payload
+        if len(self.waiting) > _FULL:
+            self.flush()
+
+    def _trouble(self, name: bytes, what: Trouble) -> None:
+        self._put(wire.TROUBLE, name, TROUBLES.index(what), 0, 0, 0, 0)
+
+    def _descend(self, name: bytes) -> None:
+        try:
+            fd = self._open(name) if name else self.root
+        except OSError as err:
+            self._trouble(b"", _meaning(err))
+            return
+        info = os.fstat(fd)
+        level = _Level(name, fd, (info.st_dev, info.st_ino))
+        if len(self.levels) >= _OPEN_LEVELS:
+            _close(self.levels[-1])
+        self.levels.append(level)
+        self._list(fd)
+
+    def _open(self, name: bytes) -> int:
+        return os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=_reopen(self.levels))
+
+    def _list(self, fd: int) -> None:
+        rules = _read_rules(fd)
+        self._put(wire.OPENED, rules or b"", is_opaque(fd), 0, -1 if rules is None else len(rules), 0, 0)
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                self._report(entry)
+        self.put(wire.END)
+
+    def _report(self, entry: os.DirEntry[str]) -> None:
+        name = os.fsencode(entry.name)
+        try:
+            info = entry.stat(follow_symlinks=False)
+        except OSError as err:
+            self._trouble(name, _meaning(err))
+            return
+        if is_whiteout(info):
+            self.put(wire.GONE, name)
+        elif stat.S_IFMT(info.st_mode) in _KINDS:
+            self.put(wire.ENTRY, name, info)
+        else:
+            self._trouble(name, Trouble.UNSUPPORTED)
+
+    def _read(self, kind: bytes, name: bytes, bound: int) -> None:
+        at = self.levels[-1].fd
+        assert at is not None
+        try:
+            if kind == wire.LINK:
+                self.put(wire.LINK, os.readlink(name, dir_fd=at))
+                return
+            fd = os.open(name, _FLAGS, dir_fd=at)
+        except OSError as err:
+            self._trouble(b"", _meaning(err))
+            return
+        try:
+            self._send_file(fd, bound)
+        finally:
+            os.close(fd)
+
+    def _send_file(self, fd: int, bound: int) -> None:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > bound:
+            self._trouble(b"", Trouble.RACED)
+            return
+        if is_xattr_whiteout(fd, info):
+            self.put(wire.GONE)
+            return
+        left = info.st_size
+        block = os.read(fd, min(left, wire.BLOCK))
+        self.put(wire.FILE, block, info)
+        while block and (left := left - len(block)):
+            block = os.read(fd, min(left, wire.BLOCK))
+            self.put(wire.DATA, block)
+
+
+def serve(root: int, questions: int, answers: int) -> None:
+    """Answer about the layer that the descriptor `root` is open on, until the questions end.
+
+    Order: a directory is listed as the filesystem does. Entries that vanish or change their type meanwhile
+    are Trouble.RACED. What no entry is to blame for (no descriptors left, a broken disk) is the last frame.
     """
-    fd = os.open(root, _FLAGS | os.O_DIRECTORY)
-    levels = [_open_level("", top, fd)]
+    server = _Server(root, answers)
     try:
-        _list(levels[0], visitor)
-        while levels:
-            level = levels[-1]
-            if level.below:
-                _descend(levels, level.below.pop(), visitor)
-            else:
-                _close(levels.pop())
-    finally:
-        for level in levels:
-            _close(level)
-
-
-def _descend(levels: list[_Level[State]], name: str, visitor: Visitor[State]) -> None:
-    parent = levels[-1]
-    try:
-        fd = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=_reopen(levels))
+        while head := _read_exactly(questions, wire.QUESTION.size):
+            letter, length = wire.QUESTION.unpack(head)
+            server.answer(letter, _read_exactly(questions, length))
     except OSError as err:
-        visitor.trouble(parent.state, os.fsencode(name), _trouble(err))
-        return
-    try:
-        state = visitor.enter(parent.state, os.fsencode(name), fd)
-    except BaseException:
-        os.close(fd)
-        raise
-    if state is None:
-        os.close(fd)
-        return
-    level = _open_level(name, state, fd)
-    levels.append(level)
-    _list(level, visitor)
-    if len(levels) > _OPEN_LEVELS:
-        _close(parent)
+        server.put(wire.FAILED, str(err).encode("utf-8", "replace")[:1000])
+        server.flush()
 
 
-def _open_level(name: str, state: State, fd: int) -> _Level[State]:
-    info = os.fstat(fd)
-    return _Level(name, state, fd, (info.st_dev, info.st_ino))
+def _read_exactly(fd: int, count: int) -> bytes:
+    """As many bytes, or none at the end."""
+    data = b""
+    while len(data) < count:
+        part = os.read(fd, count - len(data))
+        if not part:
+            return b""
+        data += part
+    return data
 
 
-def _close(level: _Level[State]) -> None:
+def _close(level: _Level) -> None:
     if level.fd is not None:
         os.close(level.fd)
         level.fd = None
 
 
-def _reopen(levels: list[_Level[State]]) -> int:
+def _reopen(levels: list[_Level]) -> int:
     """Descriptor of the last level; it may have been closed. Raises OSError if one on the way was moved."""
     at = len(levels) - 1
     while levels[at].fd is None:
@@ -141,51 +204,12 @@ def _reopen(levels: list[_Level[State]]) -> int:
         info = os.fstat(fd)
         if (info.st_dev, info.st_ino) != level.identity:
             os.close(fd)
-            raise FileNotFoundError(errno.ENOENT, "moved away", level.name)
+            raise FileNotFoundError(errno.ENOENT, "moved away", os.fsdecode(level.name))
     levels[-1].fd = fd
     return fd
 
 
-def _list(level: _Level[State], visitor: Visitor[State]) -> None:
-    assert level.fd is not None
-    with os.scandir(level.fd) as entries:
-        for entry in entries:
-            _report(level, entry, visitor)
-
-
-def _report(level: _Level[State], entry: os.DirEntry[str], visitor: Visitor[State]) -> None:
-    name = os.fsencode(entry.name)
-    try:
-        info = entry.stat(follow_symlinks=False)
-        if is_whiteout(info):
-            visitor.deleted(level.state, name)
-        elif stat.S_ISDIR(info.st_mode) and visitor.wants(level.state, name, info):
-            level.below.append(entry.name)
-        elif stat.S_ISREG(info.st_mode) and visitor.wants(level.state, name, info):
-            _read_file(level, entry.name, visitor)
-        elif stat.S_ISLNK(info.st_mode) and visitor.wants(level.state, name, info):
-            visitor.link(level.state, name, os.readlink(os.fsencode(name), dir_fd=level.fd))
-        elif stat.S_IFMT(info.st_mode) not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
-            visitor.trouble(level.state, name, Trouble.UNSUPPORTED)
-    except OSError as err:
-        visitor.trouble(level.state, name, _trouble(err))
-
-
-def _read_file(level: _Level[State], name: str, visitor: Visitor[State]) -> None:
-    fd = os.open(name, _FLAGS, dir_fd=level.fd)
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            visitor.trouble(level.state, os.fsencode(name), Trouble.RACED)
-        elif is_xattr_whiteout(fd, info):
-            visitor.deleted(level.state, os.fsencode(name))
-        else:
-            visitor.file(level.state, os.fsencode(name), fd, info)
-    finally:
-        os.close(fd)
-
-
-def _trouble(err: OSError) -> Trouble:
+def _meaning(err: OSError) -> Trouble:
     """What an error of one entry means; others (no descriptors left, a broken disk) are raised again."""
     if isinstance(err, PermissionError):
         return Trouble.UNREADABLE
@@ -194,30 +218,18 @@ def _trouble(err: OSError) -> Trouble:
     raise err
 
 
-def read_small(dir_fd: int, name: str, limit: int) -> bytes | None:
-    """Content of a regular file of at most `limit` bytes; None for anything else, and where there is nothing.
-
-    Raises FileNotFoundError only where the name does not exist.
-    """
+def _read_rules(directory: int) -> bytes | None:
+    """The .gitignore there; None where the name does not exist, nothing for one that no rules can be in."""
     try:
-        fd = os.open(name, _FLAGS, dir_fd=dir_fd)
+        fd = os.open(_RULES, _FLAGS, dir_fd=directory)
     except FileNotFoundError:
-        raise
-    except OSError:
         return None
+    except OSError:
+        return b""
     try:
         info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
-            return None
-        return read_up_to(fd, limit)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > wire.RULES_MAX:
+            return b""
+        return os.read(fd, wire.RULES_MAX)
     finally:
         os.close(fd)
-
-
-def read_up_to(fd: int, limit: int) -> bytes:
-    """At most `limit` bytes from a descriptor."""
-    parts: list[bytes] = []
-    while limit and (part := os.read(fd, min(limit, 1 << 20))):
-        parts.append(part)
-        limit -= len(part)
-    return b"".join(parts)

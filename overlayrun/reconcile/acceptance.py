@@ -24,8 +24,9 @@ from itertools import chain
 from typing import Final
 
 from overlayrun.model import TreeId
-from overlayrun.reconcile.paths import Change, Objects, changed_paths, entry_at
+from overlayrun.reconcile.paths import entry_at
 from overlayrun.store.commits import printable
+from overlayrun.store.compare import Change, Objects, changed_paths
 from overlayrun.store.merger import Conflict, Merged
 from overlayrun.store.trees import EXECUTABLE, FILE, Entry
 

@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from overlayrun.incoming import Incoming, incoming
 from overlayrun.model import CommitId, TreeId
+from overlayrun.reconcile.door import Door, Withheld
 from overlayrun.reconcile.queue import Item
 from overlayrun.reconcile.settings import LandingMode
 from overlayrun.store.commits import format_commit
@@ -15,17 +17,21 @@ from overlayrun.store.merger import Conflict, Merged, MergeEngine
 from overlayrun.store.pack import ObjectWriter
 from overlayrun.store.repo import CommitInfo, Repo
 from overlayrun.store.settings import read_settings
-from overlayrun.store.trees import count_changes
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A commit that brings one branch to the target. files: how many it changes."""
+    """A commit that brings one branch to the target. incoming: how that differs from what it stands on."""
 
     item: Item
     commit: CommitId
     tree: TreeId
-    files: int
+    incoming: Incoming
+
+    @property
+    def files(self) -> int:
+        """How many it changes."""
+        return self.incoming.files
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +51,16 @@ class Clash:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Candidates, each on the one before, and what stayed out. held: what the tip had already."""
+    """Candidates, each on the one before, and what stayed out.
+
+    held: what the tip had already. withheld: what was not let through.
+    """
 
     base: CommitId
     candidates: tuple[Candidate, ...]
     clashes: tuple[Clash, ...]
     held: tuple[Item, ...]
+    withheld: tuple[Withheld, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +96,18 @@ class Builder:
         proposals: Mapping[str, Proposal],
         *,
         fast_forward: bool,
+        door: Door | None,
     ) -> None:
         """fast_forward: a target that has nothing which the branch lacks becomes the branch.
 
-        proposals, by workspace id: how conflicts were resolved.
+        proposals, by workspace id: how conflicts were resolved. door: None to let everything through.
         """
         self._repo = repo
         self._engine = engine
         self._mode = mode
         self._proposals = proposals
         self._fast_forward = fast_forward
+        self._door = door
         self._identity = read_settings(repo.git_dir).identity
         self._writer = ObjectWriter(repo.objects, durable=False)
 
@@ -104,10 +116,11 @@ class Builder:
         return self._repo.tree_of(commit)
 
     def chain(self, base: CommitId, items: Sequence[Item]) -> Chain:
-        """Merge what can be merged; a conflict takes a branch out of the chain at once."""
+        """Merge what can be merged, and may be; else a branch is taken out of the chain at once."""
         candidates: list[Candidate] = []
         clashes: list[Clash] = []
         held: list[Item] = []
+        withheld: list[Withheld] = []
         onto = base
         for item in items:
             made = self.candidate(onto, item)
@@ -116,17 +129,31 @@ class Builder:
             elif made is None:
                 # What only a candidate has is not on the target yet: the next chain tells.
                 held += [item] if onto == base else []
+            elif refused := self._refused(made):
+                withheld.append(refused)
             else:
                 candidates.append(made)
                 onto = made.commit
-        return Chain(base, tuple(candidates), tuple(clashes), tuple(held))
+        return Chain(base, tuple(candidates), tuple(clashes), tuple(held), tuple(withheld))
+
+    def _refused(self, made: Candidate) -> Withheld | None:
+        if self._door is None:
+            return None
+        return self._door.withheld(
+            made.item, made.incoming, is_resolved=self._proposal(made.item) is not None
+        )
+
+    def _proposal(self, item: Item) -> Proposal | None:
+        """How a conflict of what the branch stands for now was resolved."""
+        proposal = self._proposals.get(item.record.id)
+        return proposal if proposal and proposal.source == item.tip else None
 
     def candidate(self, onto: CommitId, item: Item) -> Candidate | Clash | None:
         """One branch on top of `onto`; None where that has the whole change already."""
         if self._fast_forward and self._can_forward(onto, item):
             return self._made(item, onto, item.tip)
-        proposal = self._proposals.get(item.record.id)
-        if proposal is not None and proposal.source == item.tip:
+        proposal = self._proposal(item)
+        if proposal:
             return self._proposed(onto, item, proposal)
         merged = self._engine.merge(onto, item.tip, item.base)
         if not merged.is_clean:
@@ -160,8 +187,7 @@ class Builder:
 
     def _made(self, item: Item, onto: CommitId, commit: CommitId) -> Candidate:
         tree = self._repo.tree_of(commit)
-        ends = (bytes.fromhex(self._repo.tree_of(onto)), bytes.fromhex(tree))
-        return Candidate(item, commit, tree, count_changes(self._repo.read_tree, *ends).total)
+        return Candidate(item, commit, tree, incoming(self._repo, self._repo.tree_of(onto), tree))
 
     def _own_message(self, item: Item) -> str:
         """The message of a branch with one commit; of several, all of them below each other."""

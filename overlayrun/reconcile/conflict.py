@@ -40,8 +40,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from overlayrun.model import EMPTY_TREE, BranchName, CommitId, TreeId
-from overlayrun.reconcile.paths import changed_paths, edited
+from overlayrun.reconcile.paths import edited
 from overlayrun.store.commits import format_commit, format_message
+from overlayrun.store.compare import changed_paths
 from overlayrun.store.git import git
 from overlayrun.store.merger import Conflict, Merged
 from overlayrun.store.pack import ObjectWriter

@@ -17,9 +17,9 @@ from typing import Any, Final
 from overlayrun.errors import OverlayrunError, StoreError
 from overlayrun.files import write_whole
 from overlayrun.model import BranchName, CommitId
-from overlayrun.reconcile.paths import changed_paths
 from overlayrun.reconcile.queue import Item, Queue
 from overlayrun.reconcile.settings import Settings
+from overlayrun.store.compare import changed_paths
 from overlayrun.store.merger import Conflict, MergeEngine
 from overlayrun.store.repo import Repo
 from overlayrun.workspace.layout import Layout

@@ -1,52 +1,13 @@
-"""Trees by whole paths: look one up, compare two, make an edited one. Cost follows what differs."""
+"""Trees by whole paths: look one up, make an edited one. Cost follows what differs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
 
 from overlayrun.model import EMPTY_TREE, TreeId
+from overlayrun.store.compare import Objects
 from overlayrun.store.pack import ObjectWriter
 from overlayrun.store.trees import TREE, Entry, format_tree, is_tree
-
-
-class Objects(Protocol):
-    """Where trees (by raw id) and blobs (by hexadecimal id) are read; `Repo` is one."""
-
-    def read_tree(self, oid: bytes) -> Mapping[bytes, Entry]:
-        """Entries by name."""
-
-    def read_blob(self, oid: str) -> bytes:
-        """Content."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A file that differs between two trees; None where there is no file."""
-
-    path: bytes
-    before: Entry | None
-    after: Entry | None
-
-
-def changed_paths(objects: Objects, old: TreeId, new: TreeId) -> Iterator[Change]:
-    """Files that differ between two trees, in no order; reads only trees that differ."""
-    pairs = [(b"", _root(old), _root(new))]
-    while pairs:
-        prefix, *roots = pairs.pop()
-        before, after = (objects.read_tree(root) if root else {} for root in roots)
-        for name in before.keys() | after.keys():
-            one, other = before.get(name), after.get(name)
-            if one == other:
-                continue
-            path = prefix + name
-            below = [entry[1] if entry and is_tree(entry) else None for entry in (one, other)]
-            if any(below):
-                pairs.append((path + b"/", below[0], below[1]))
-            change = Change(path, None if below[0] else one, None if below[1] else other)
-            if change.before != change.after:
-                yield change
 
 
 def _root(tree: TreeId) -> bytes | None:

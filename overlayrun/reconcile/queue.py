@@ -10,11 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Final
 
+from overlayrun.carriers import Carrier
 from overlayrun.errors import UsageError
-from overlayrun.model import EMPTY_TREE, BranchName, CommitId
+from overlayrun.incoming import incoming
+from overlayrun.model import EMPTY_TREE, BranchName, CommitId, TreeId
 from overlayrun.overview import State, state_of, tip_of
-from overlayrun.reconcile.settings import FILE, Settings
+from overlayrun.reconcile.paths import entry_at
+from overlayrun.reconcile.settings import FILE, ExecPolicy, Settings
+from overlayrun.report import printable
 from overlayrun.store.commits import parse_trailers
 from overlayrun.store.git import git
 from overlayrun.store.landings import Landing, has_landed, is_merge_of, landing_of
@@ -24,6 +30,8 @@ from overlayrun.store.trees import Entry
 from overlayrun.workspace.catalogue import records
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
+
+_SHOWN: Final = 3  # paths in a sentence
 
 
 class Standing(Enum):
@@ -142,7 +150,7 @@ class Queue:
     def _judged(self, item: Item) -> Item:
         """What was noted of it, if that holds for the commit it stands at; else whether it needs approval."""
         note = parked_note(self._repo, item)
-        if note:
+        if note and not (note.standing is Standing.UNAPPROVED and is_approved(self._repo, item)):
             return replace(item, standing=note.standing, why=note.why)
         needed = self._needs(item)
         if needed:
@@ -159,11 +167,14 @@ class Queue:
 
     def _needs(self, item: Item) -> str | None:
         """Why the user has to approve it first; None where he has, or need not."""
-        if self._repo.ref(approved_ref(item.record.id)) == item.tip:
+        if is_approved(self._repo, item):
             return None
         if self._settings.require_approval:
             return f"overlayrun approve {item.branch}"
-        return f"it changes {FILE}: overlayrun approve {item.branch}" if self._changes_rules(item) else None
+        if self._changes_rules(item):
+            return f"it changes {FILE}: overlayrun approve {item.branch}"
+        found = () if self._settings.exec is ExecPolicy.ALLOW else carriers_in(self._repo, item, self.tip)
+        return approve_words(item, found) if found else None
 
     def _changes_rules(self, item: Item) -> bool:
         """Whether it changes the file that says what is checked: that is for the user to decide."""
@@ -182,6 +193,43 @@ class Queue:
     def _rules_of(self, commit: CommitId | None) -> Entry | None:
         tree = self._repo.tree_of(commit)
         return None if tree == EMPTY_TREE else self._repo.read_tree(bytes.fromhex(tree)).get(FILE.encode())
+
+
+def is_approved(repo: Repo, item: Item) -> bool:
+    """Whether the user has approved the branch as it stands."""
+    return repo.ref(approved_ref(item.record.id)) == item.tip
+
+
+def carriers_in(repo: Repo, item: Item, target: CommitId) -> tuple[Carrier, ...]:
+    """Carriers that a branch has changed since it began, and that the target does not have like that.
+
+    What a merge would really bring is looked at when it is made: the target may have moved against it.
+    """
+    start = item.base or item.record.base
+    goal = repo.tree_of(target)
+    return tuple(
+        carrier
+        for carrier in _own_carriers(repo, repo.tree_of(start), repo.tree_of(item.tip))
+        if entry_at(repo, goal, carrier.path) != carrier.entry
+    )
+
+
+@lru_cache(maxsize=1024)
+def _own_carriers(repo: Repo, old: TreeId, new: TreeId) -> tuple[Carrier, ...]:
+    """Kept by the trees: the queue is looked at again every second while somebody waits."""
+    return incoming(repo, old, new).carriers
+
+
+def approve_words(item: Item, found: Sequence[Carrier]) -> str:
+    """Why a branch waits for the user, and what he types."""
+    paths = listed([carrier.path for carrier in found])
+    return f"it changes files that run code ({paths}): overlayrun approve {item.branch}"
+
+
+def listed(paths: Sequence[bytes]) -> str:
+    """A few of some paths, on a line."""
+    shown = ", ".join(printable(path.decode("utf-8", "surrogateescape")) for path in paths[:_SHOWN])
+    return shown + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from overlayrun.reconcile.board import Board
 from overlayrun.reconcile.candidates import Builder, Candidate, Chain, Clash, Proposal, propose
 from overlayrun.reconcile.checks import Answer, Checks, tail
 from overlayrun.reconcile.conflict import Case, write_conflict
+from overlayrun.reconcile.door import Ask, Door, Obstacle, Withheld
 from overlayrun.reconcile.events import Event, EventKind
 from overlayrun.reconcile.gate import Gate
 from overlayrun.reconcile.handoff import Handoff, Resolved
@@ -43,18 +44,22 @@ _HELD_AGAIN: Final = 5.0  # seconds until a held delivery is tried again
 
 @dataclass(slots=True)
 class Outcome:
-    """What a reconciliation came to. delivery: None where nothing landed and nothing waited."""
+    """What a reconciliation came to. delivery: None where nothing landed and nothing waited.
+
+    withheld: of those that were asked for by name.
+    """
 
     landed: list[Candidate] = field(default_factory=list)
     failed: list[tuple[Item, Note]] = field(default_factory=list)
     clashes: list[Clash] = field(default_factory=list)
+    withheld: list[Withheld] = field(default_factory=list)
     delivery: Delivery | None = None
 
     @property
     def is_whole(self) -> bool:
         """Whether everything landed and was delivered."""
         waits = self.delivery is not None and self.delivery.waiting > 0
-        return not (self.failed or self.clashes or waits)
+        return not (self.failed or self.clashes or self.withheld or waits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,9 @@ class Reconciler:
         target: BranchName,
         settings: Settings,
         show: Callable[[Event], None],
+        ask: Ask | None = None,
     ) -> None:
+        """ask: asks the user about files that run code; without it, what he did not approve stays out."""
         self._repository = repository
         self._layout = layout
         self._settings = settings
@@ -83,6 +90,8 @@ class Reconciler:
         self._board = Board(layout, target)
         self._repo = Repo(repository.common_dir)
         self._ledger = Ledger(layout, self._repo, target, self._note)
+        self._door = Door(self._repo, settings, ask)
+        self._by_name = False
         self._hands: dict[str, _Hand] = {}
         self._proposals: dict[str, Proposal] = {}
         self._resolved: dict[str, Clash] = {}
@@ -123,6 +132,7 @@ class Reconciler:
 
         for item in named(self._queue()):
             self._ledger.unpark(item)
+        self._by_name = True
         return self._until_done(named, fast_forward=True)
 
     def watch(self) -> NoReturn:
@@ -151,7 +161,7 @@ class Reconciler:
         queue = self._queue()
         items = [queue.item(record) for record in wanted]
         with MergeEngine(self._repo.git_dir, queue.tip) as engine:
-            return self._builder(engine, fast_forward=True).chain(queue.tip, self._open(items))
+            return self._builder(engine, None, fast_forward=True).chain(queue.tip, self._open(items))
 
     def _queue(self) -> Queue:
         return Queue(self._layout, self._repo, self.target, self._settings)
@@ -168,6 +178,7 @@ class Reconciler:
         """Those that are not home yet, and were not given up in this reconciliation."""
         done = {item.record.id for item, _ in self.outcome.failed} | self._hands.keys()
         done |= {clash.item.record.id for clash in self.outcome.clashes}
+        done |= {each.item.record.id for each in self.outcome.withheld}
         return [item for item in items if not item.standing.is_home and item.record.id not in done]
 
     def _until_done(self, items: Callable[[Queue], list[Item]], *, fast_forward: bool) -> Outcome:
@@ -188,8 +199,9 @@ class Reconciler:
                     raise
                 time.sleep(_PAUSE)
 
-    def _builder(self, engine: MergeEngine, *, fast_forward: bool) -> Builder:
-        return Builder(self._repo, engine, self._settings.mode, self._proposals, fast_forward=fast_forward)
+    def _builder(self, engine: MergeEngine, door: Door | None, *, fast_forward: bool) -> Builder:
+        mode = self._settings.mode
+        return Builder(self._repo, engine, mode, self._proposals, fast_forward=fast_forward, door=door)
 
     def _pass(self, tip: CommitId, items: Sequence[Item], *, fast_forward: bool) -> None:
         """Land what can be landed now. A pass in which all conflict hands them on.
@@ -197,8 +209,10 @@ class Reconciler:
         tip: where the target stood when the items were looked at.
         """
         with MergeEngine(self._repo.git_dir, tip) as engine:
-            builder = self._builder(engine, fast_forward=fast_forward)
+            builder = self._builder(engine, self._door, fast_forward=fast_forward)
             chain = builder.chain(tip, items)
+            for each in chain.withheld:
+                self._withhold(each)
             if chain.held:
                 self._ledger.note_held(tip, chain.held)
             if not chain.candidates:
@@ -207,6 +221,19 @@ class Reconciler:
                 self._land(tip, chain.candidates, None)
             else:
                 self._gate(builder, chain)
+
+    def _withhold(self, each: Withheld) -> None:
+        """Leave a branch out for now; noted, where nobody asked for it by name."""
+        if self._by_name:
+            self.outcome.withheld.append(each)
+            return
+        item = each.item
+        standing = Standing.UNAPPROVED if each.obstacle is Obstacle.CONSENT else Standing.PARKED
+        note = Note(standing, each.why, None)
+        self._ledger.park(item, note)
+        self.outcome.failed.append((item, note))
+        text = f"{item.branch} is {standing.value}: {note.why}"
+        self._show(Event(EventKind.PARKED, item.branch, text, {"why": note.why, "log": None}))
 
     def _gate(self, builder: Builder, chain: Chain) -> None:
         assert self._settings.check is not None

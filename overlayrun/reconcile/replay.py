@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from overlayrun.model import CommitId, TreeId
 from overlayrun.reconcile.acceptance import Proposal, judge, lines_of, read_blocks
 from overlayrun.reconcile.conflict import Case
-from overlayrun.reconcile.paths import Objects, entry_at
+from overlayrun.reconcile.paths import entry_at
 from overlayrun.reconcile.resolvers import sides_of
 from overlayrun.store.commits import format_commit
+from overlayrun.store.compare import Objects
 from overlayrun.store.merger import Merged, MergeEngine
 from overlayrun.store.repo import Repo, SnapshotInfo
 from overlayrun.store.trees import EXECUTABLE, FILE

@@ -14,8 +14,9 @@ from typing import Final
 from overlayrun.errors import StoreError
 from overlayrun.model import CommitId, TreeId
 from overlayrun.reconcile.acceptance import Proposal, Sides, judge
-from overlayrun.reconcile.paths import changed_paths, edited, entry_at
+from overlayrun.reconcile.paths import edited, entry_at
 from overlayrun.store.commits import format_commit
+from overlayrun.store.compare import changed_paths
 from overlayrun.store.merger import Conflict, Merged
 from overlayrun.store.pack import ObjectWriter
 from overlayrun.store.refs import QUEUE, RefUpdate

@@ -24,9 +24,10 @@ from overlayrun.reconcile.acceptance import Proposal, Sides, Verdict, judge, sho
 from overlayrun.reconcile.background import Background
 from overlayrun.reconcile.checks import TIMED_OUT, tail
 from overlayrun.reconcile.conflict import Case, declared_in, directory_for, instruction, write_conflict
-from overlayrun.reconcile.paths import changed_paths, edited, entry_at
+from overlayrun.reconcile.paths import edited, entry_at
 from overlayrun.removal import drop
 from overlayrun.sandbox.profiles import profile_of
+from overlayrun.store.compare import changed_paths
 from overlayrun.store.git import git
 from overlayrun.store.location import Repository
 from overlayrun.store.pack import ObjectWriter

@@ -22,6 +22,13 @@ TABLE: Final = "reconcile"
 _SECTION: Final = f"overlayrun.{TABLE}."
 
 
+class ExecPolicy(Enum):
+    """What to do with a branch that brings files that run code on the user's machine."""
+
+    ASK = "ask"
+    ALLOW = "allow"
+
+
 class LandingMode(Enum):
     """What a landing looks like in the target's history."""
 
@@ -35,7 +42,9 @@ class Settings:
     """How to reconcile. Spans in seconds.
 
     check: command that must exit 0 on every tree that lands. slots: checks at the same time. resolve: command
-    that resolves conflicts. only: patterns of branch names, as fnmatch(3).
+    that resolves conflicts. only: patterns of branch names, as fnmatch(3). exec: whether the user is
+    asked before files that run code on his machine come to him. allow_bare_layout: directories that git takes
+    for a repository may come; of one command alone.
     """
 
     check: str | None = None
@@ -47,6 +56,8 @@ class Settings:
     require_approval: bool = False
     only: tuple[str, ...] = ()
     mode: LandingMode = LandingMode.MERGE
+    exec: ExecPolicy = ExecPolicy.ASK
+    allow_bare_layout: bool = False
 
     def merged(self, given: Mapping[str, Any]) -> Settings:
         """The same with what was given (by field name; None and () stand for not given)."""
@@ -88,6 +99,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "require-approval": Key(None, switch, "Only approved branches land."),
     "only": Key("PATTERN", str, "Branches like this alone, as 'overlay/*'."),
     "mode": Key("merge|squash|rebase", LandingMode, "What a landing looks like in the history."),
+    "exec": Key("ask|allow", ExecPolicy, "Let files land that run code on your machine, or ask first."),
 }
 
 
@@ -117,6 +129,11 @@ def _from_file(root: str) -> Iterator[tuple[str, Any]]:
     if unknown or not isinstance(table, dict):
         raise UsageError(f"{path}: {(unknown or [TABLE])[0]!a} is no table of ours", hint=f"it has [{TABLE}]")
     for key, value in table.items():
+        if key == "exec":  # whoever wrote the repository is whom it is about
+            raise UsageError(
+                f"{path}: {key!a} is not for the repository to say",
+                hint=f"if it is what you want: overlayrun config {TABLE}.{key} allow",
+            )
         yield key.replace("-", "_"), _from_toml(key, value, path)
 
 

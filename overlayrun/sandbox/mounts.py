@@ -15,8 +15,8 @@ from overlayrun.sandbox.plan import Bind, Devices, Overlay, Processes, ReadOnlyD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Final
+    from collections.abc import Iterator, Sequence
+    from typing import Final, Self
 
     from overlayrun.sandbox.plan import Layer
 
@@ -33,43 +33,90 @@ _DATA_LIMIT: Final = 4095
 _NO_DESCRIPTORS: Final = (errno.EBADF, errno.EINVAL, errno.ENOSYS)
 
 
-def apply(layers: Sequence[Layer]) -> None:
-    """Make every mount; raises MountError that names the layer. The caller is alone in its namespace."""
-    name = "private mounts"
-    opened: dict[int, list[int]] = {}
-    try:
+class Opened:
+    """Detached mounts by the number of their layer, until they are put in place; a context manager.
+
+    id_map: descriptor of the user namespace that says who root's files belong to in them, for a run by root.
+    """
+
+    __slots__ = ("descriptors", "id_map")
+
+    def __init__(self, id_map: int | None = None) -> None:
+        self.descriptors: dict[int, list[int]] = {}
+        self.id_map = id_map
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in [fd for fds in self.descriptors.values() for fd in fds]:
+            os.close(fd)
+        if self.id_map is not None:
+            os.close(self.id_map)
+
+
+def apply(layers: Sequence[Layer], opened: Opened | None = None) -> None:
+    """Make every mount; raises MountError that names the layer. The caller is alone in its namespace.
+
+    opened: by `open_all`, where the caller has no right to what the mounts show.
+    """
+    with _Naming("private mounts"):
         syscalls.mount("none", "/", None, abi.MS_REC | abi.MS_PRIVATE)
-        for index, layer in enumerate(layers):
-            name = layer.name
-            opened[index] = _open(layer)
-        for index, layer in enumerate(layers):
-            name = layer.name
-            _attach(layer, opened[index])
-    except OSError as err:
-        raise MountError(
-            f"the sandbox could not be made: {name}: {err.strerror}"
-            + (f": {err.filename}" if err.filename else ""),
-            hint="overlayrun doctor tells what this machine lacks",
-        ) from err
+    if opened is None:
+        opened = Opened()
+        open_all(layers, opened)
+    for index, layer in enumerate(layers):
+        with _Naming(layer.name):
+            _attach(layer, opened.descriptors[index])
 
 
-def _open(layer: Layer) -> list[int]:
+def open_all(layers: Sequence[Layer], opened: Opened) -> None:
+    """Open what every layer shows. Raises MountError."""
+    for index, layer in enumerate(layers):
+        with _Naming(layer.name):
+            opened.descriptors[index] = _open(layer, opened.id_map)
+
+
+class _Naming:
+    """Say which layer an OSError is about."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, err: BaseException | None, __: object) -> None:
+        if isinstance(err, OSError):
+            raise MountError(
+                f"the sandbox could not be made: {self.name}: {err.strerror}"
+                + (f": {err.filename}" if err.filename else ""),
+                hint="overlayrun doctor tells what this machine lacks",
+            ) from err
+
+
+def _open(layer: Layer, id_map: int | None) -> list[int]:
     """Detached mounts that `_attach` will put in place."""
     if isinstance(layer, Overlay):
-        return [open_overlay(layer)]
+        return [open_overlay(layer, id_map)]
     if isinstance(layer, Bind):
-        return _open_bind(layer)
+        return _open_bind(layer, id_map)
     if isinstance(layer, Devices):
         console = [layer.console] if layer.console else []
         paths = [*(f"/dev/{device}" for device in _DEVICES), *console]
-        return [syscalls.open_tree(path, abi.OPEN_TREE_CLONE) for path in paths]
+        return [_clone_mount(path) for path in paths]
     return []
 
 
-def _open_bind(bind: Bind) -> list[int]:
-    flags = abi.OPEN_TREE_CLONE | (abi.AT_RECURSIVE if bind.submounts else 0)
+def _clone_mount(path: str, *, submounts: bool = False) -> int:
+    return syscalls.open_tree(path, abi.OPEN_TREE_CLONE | (abi.AT_RECURSIVE if submounts else 0))
+
+
+def _open_bind(bind: Bind, id_map: int | None) -> list[int]:
     try:
-        fd = syscalls.open_tree(bind.source, flags)
+        fd = _clone_mount(bind.source, submounts=bind.submounts)
     except OSError:
         if bind.optional:
             return []
@@ -78,16 +125,28 @@ def _open_bind(bind: Bind) -> list[int]:
         abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV | (0 if bind.writable else abi.MOUNT_ATTR_RDONLY)
     )
     syscalls.mount_setattr(fd, attributes, recursive=True)
+    if id_map is not None and bind.own:
+        _show_as_own(fd, id_map)
     return [fd]
 
 
-def open_overlay(overlay: Overlay) -> int:
+def _show_as_own(fd: int, id_map: int) -> None:
+    """Map the owners of a detached mount; private, or it would share events with the host's."""
+    try:
+        syscalls.mount_setattr(fd, 0, recursive=True, propagation=abi.MS_PRIVATE, id_map=id_map)
+    except OSError as err:
+        if err.errno == errno.EINVAL:
+            err.strerror = "this file system has no id-mapped mounts, which a run by root needs"
+        raise
+
+
+def open_overlay(overlay: Overlay, id_map: int | None = None) -> int:
     """A detached overlay mount; raises OSError, also where overlayfs would silently be read-only."""
     try:
-        fd = _overlay_by_descriptors(overlay)
+        fd = _overlay_by_descriptors(overlay, id_map)
     except OSError as err:
         # Before Linux 6.13 layers can't be named by descriptors.
-        if err.errno not in _NO_DESCRIPTORS:
+        if err.errno not in _NO_DESCRIPTORS or id_map is not None:
             raise
         fd = _overlay_by_paths(overlay)
     if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
@@ -98,14 +157,11 @@ def open_overlay(overlay: Overlay) -> int:
     return fd
 
 
-def _overlay_by_descriptors(overlay: Overlay) -> int:
+def _overlay_by_descriptors(overlay: Overlay, id_map: int | None) -> int:
     context = syscalls.fsopen("overlay")
     opened = [context]
     try:
-        keys = [("lowerdir+", path) for path in overlay.lowers]
-        for key, path in [*keys, ("upperdir", overlay.upper), ("workdir", overlay.work)]:
-            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            opened.append(fd)
+        for key, fd in _layer_descriptors(overlay, id_map, opened):
             syscalls.fsconfig(context, abi.FSCONFIG_SET_FD, key, aux=fd)
         # Without userxattr the mount succeeds and `rm -r` then gives EIO: trusted.* can't be written.
         for flag in ("userxattr", "volatile") if overlay.volatile else ("userxattr",):
@@ -115,6 +171,31 @@ def _overlay_by_descriptors(overlay: Overlay) -> int:
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def _layer_descriptors(overlay: Overlay, id_map: int | None, opened: list[int]) -> Iterator[tuple[str, int]]:
+    """Keys of fsconfig(2) and directories; every descriptor is added to `opened` as well."""
+
+    def keep(fd: int) -> int:
+        opened.append(fd)
+        return fd
+
+    def directory(path: str, below: int | None = None) -> int:
+        return keep(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=below))
+
+    if id_map is None:
+        yield from (("lowerdir+", directory(path)) for path in overlay.lowers)
+        yield from (("upperdir", directory(overlay.upper)), ("workdir", directory(overlay.work)))
+        return
+    for path in overlay.lowers:
+        lower = keep(_clone_mount(path))
+        _show_as_own(lower, id_map)
+        yield "lowerdir+", lower
+    above = os.path.commonpath([overlay.upper, overlay.work])
+    both = keep(_clone_mount(above))  # upper and work must lie on one mount
+    _show_as_own(both, id_map)
+    yield "upperdir", directory(os.path.relpath(overlay.upper, above), both)
+    yield "workdir", directory(os.path.relpath(overlay.work, above), both)
 
 
 def _overlay_by_paths(overlay: Overlay) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import TypeAlias
 
-    Layer: TypeAlias = "Overlay | Bind | Tmpfs | ReadOnlyDisk | Devices | Processes"
+    Layer: TypeAlias = "Overlay | Bind | Tmpfs | Masks | ReadOnlyDisk | Devices | Processes"
 
 
 class ReadOnlyDisk:
@@ -52,10 +52,11 @@ class Bind:
     """A part of the host's disk at a place of the sandbox.
 
     optional: a missing source is no error. writable: else read-only. submounts: with the mounts below the
-    source.
+    source. own: what belongs to root belongs to the command, in a run by root. kept: names in it that go on
+    to show what the sandbox had there before.
     """
 
-    __slots__ = ("name", "optional", "source", "submounts", "target", "writable")
+    __slots__ = ("kept", "name", "optional", "own", "source", "submounts", "target", "writable")
 
     def __init__(self, name: str, source: str, target: str, *, writable: bool = False) -> None:
         self.name = name
@@ -64,15 +65,28 @@ class Bind:
         self.writable = writable
         self.optional = False
         self.submounts = False
+        self.own = True
+        self.kept: Sequence[str] = ()
+
+
+class Masks:
+    """Paths that are covered by emptiness, those of them that are there."""
+
+    __slots__ = ("paths",)
+    name = "masks"
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = paths
 
 
 class Overlay:
     """A copy-on-write view. lowers: top first, absolute paths; upper and work on one file system, work empty.
 
-    volatile: the kernel flushes nothing of the upper; only for what a snapshot can bring back.
+    volatile: the kernel flushes nothing of the upper; only for what a snapshot can bring back. hidden: names
+    of the last lower layer that do not show.
     """
 
-    __slots__ = ("lowers", "name", "target", "upper", "volatile", "work")
+    __slots__ = ("hidden", "lowers", "name", "target", "upper", "volatile", "work")
 
     def __init__(self, name: str, target: str, lowers: Sequence[str], upper: str, work: str) -> None:
         self.name = name
@@ -81,32 +95,41 @@ class Overlay:
         self.upper = upper
         self.work = work
         self.volatile = False
+        self.hidden: Sequence[str] = ()
 
 
 # Where the sandbox's own things lie: in its private /run, so that no path of the user's is taken.
 RUNTIME = "/run/overlayrun"
 OBJECTS = f"{RUNTIME}/objects"
 CONTROL = f"{RUNTIME}/control"
+SSH_AGENT = f"{RUNTIME}/ssh-agent"
 
 
 class View:
     """What a workspace shows, as absolute paths; the input of `sandbox_plan`.
 
-    stack, git_stack: lower layers of the tree and of its `.git`, top first. masked: directories to be hidden.
-    home_lowers: None where HOME needs no view of its own. submounts: mounts below HOME.
+    stack, git_stack: lower layers of the tree and of its `.git`, top first. masked: paths to be covered,
+    before the workspace is mounted; covered: after it. hidden: names below HOME that do not show.
+    home_lowers: empty for a HOME of the branch's own. submounts: mounts below HOME.
+    homes: (place of many homes, what shows of it). through: files below what is hidden that show, read-only.
     live: (path, upper, work) of ignored directories that show the user's own.
-    passed: directories that the command shares with the host, read-write. binds: (source, writable) of the
-    user's.
+    passed: (path, names that are kept back) that the command shares with the host, read-write.
+    binds: (source, writable) of the user's. ssh_agent: the user's socket.
+    closed: directories above the workspace or HOME that a run by root could not pass through.
     """
 
     __slots__ = (
         "binds",
+        "closed",
         "console",
+        "covered",
         "git_stack",
         "git_upper",
+        "hidden",
         "home",
         "home_lowers",
         "home_upper",
+        "homes",
         "live",
         "masked",
         "name_servers",
@@ -114,8 +137,10 @@ class View:
         "passed",
         "root",
         "sockets",
+        "ssh_agent",
         "stack",
         "submounts",
+        "through",
         "upper",
         "work",
     )
@@ -131,52 +156,97 @@ class View:
         self.sockets = ""
         self.masked: list[str] = []
         self.home: str | None = None
-        self.home_lowers: list[str] | None = None
+        self.home_lowers: list[str] = []
         self.home_upper = ""
         self.submounts: list[str] = []
         self.live: list[tuple[str, str, str]] = []
-        self.passed: list[str] = []
+        self.passed: list[tuple[str, list[str]]] = []
+        self.homes: list[tuple[str, list[str]]] = []
+        self.hidden: list[str] = []
+        self.covered: list[str] = []
+        self.through: list[str] = []
+        self.ssh_agent: str | None = None
         self.binds: list[tuple[str, bool]] = []
+        self.closed: list[str] = []
         self.name_servers: str | None = None
         self.console: str | None = None
 
 
-def sandbox_plan(view: View) -> list[Layer]:
-    """Every mount of the sandbox, in order: what is named later lies on top."""
-    layers: list[Layer] = [
-        ReadOnlyDisk(),
-        Tmpfs("private /tmp", "/tmp", mode=0o1777),
-        Tmpfs("private /var/tmp", "/var/tmp", mode=0o1777),
-        Tmpfs("private /run", "/run"),
-        Devices(view.console),
-        *_home(view),
-        *(Tmpfs("mask", path, mode=0o700) for path in view.masked),
+def writable_places(layers: Sequence[Layer]) -> list[str]:
+    """Where the mounts of a plan let the command write."""
+    places = []
+    for layer in layers:
+        if isinstance(layer, Devices):
+            places.append("/dev")
+        elif isinstance(layer, Processes):
+            places.append("/proc")  # a process writes its own name and limits there
+        elif isinstance(layer, (Tmpfs, Overlay)) or (isinstance(layer, Bind) and layer.writable):
+            places.append(layer.target)
+    return places
+
+
+def sandbox_plan(view: View, without: frozenset[str] = frozenset()) -> list[Layer]:
+    """Every mount of the sandbox, in order: what is named later lies on top.
+
+    without: names of `switches.LAYERS` that are switched off.
+    """
+    groups: list[tuple[str, list[Layer]]] = [
+        ("read-only", [ReadOnlyDisk()]),
+        ("tmp", [Tmpfs(f"private {path}", path, mode=0o1777) for path in ("/tmp", "/var/tmp")]),
+        ("", [Tmpfs("private /run", "/run")]),
+        ("dev", [Devices(view.console)]),
+        ("masks", list(_homes(view))),
+        ("", [Tmpfs("way to the workspace", path) for path in view.closed]),
+        ("", _home(view, masked="masks" not in without)),
+        ("masks", [Masks(view.masked)]),
+        ("", _workspace(view)),
+        ("masks", [Masks(view.covered)] if view.covered else []),
+        ("proc", [Processes()]),
     ]
+    return [layer for switch, group in groups if switch not in without for layer in group]
+
+
+def _workspace(view: View) -> list[Layer]:
     tree = Overlay("workspace", view.root, view.stack, view.upper, f"{view.work}/tree")
     git = Overlay("private .git", f"{view.root}/.git", view.git_stack, view.git_upper, f"{view.work}/git")
     tree.volatile = git.volatile = True
     live = [Overlay("live directory", path, [path], upper, work) for path, upper, work in view.live]
-    layers += [tree, git, *live, Bind("history", view.objects, OBJECTS)]
+    layers: list[Layer] = [tree, git, *live, Bind("history", view.objects, OBJECTS)]
     if view.sockets:
         layers.append(Bind("control socket", view.sockets, CONTROL))
-    layers += [Bind("agent state", path, path, writable=True) for path in view.passed]
+    for path, kept in view.passed:
+        state = Bind("agent state", path, path, writable=True)
+        state.kept = kept
+        layers.append(state)
     layers += [Bind("bind", path, path, writable=writable) for path, writable in view.binds]
+    if view.ssh_agent:
+        layers.append(Bind("ssh agent", view.ssh_agent, SSH_AGENT))
     if view.name_servers:
-        layers.append(Bind("name servers", view.name_servers, view.name_servers))
-    layers.append(Processes())
+        servers = Bind("name servers", view.name_servers, view.name_servers)
+        servers.own = False
+        layers.append(servers)
     return layers
 
 
-def _home(view: View) -> list[Layer]:
+def _homes(view: View) -> Iterator[Layer]:
+    for place, shown in view.homes:
+        yield Tmpfs("other homes", place, mode=0o555)
+        yield from (_as_it_is("shown home", path) for path in shown)
+
+
+def _home(view: View, *, masked: bool) -> list[Layer]:
     if view.home is None:
         return []
-    if view.home_lowers is None:
-        return [Tmpfs("private HOME", view.home, mode=0o700)]
-    home: list[Layer] = [
-        Overlay("copy-on-write HOME", view.home, view.home_lowers, view.home_upper, f"{view.work}/home")
-    ]
-    for path in view.submounts:
-        below = Bind("mount below HOME", path, path)
-        below.submounts = below.optional = True
-        home.append(below)
-    return home
+    if not view.home_lowers:
+        own = Bind("private HOME", view.home_upper, view.home, writable=True)
+        return [own, *(_as_it_is("unmasked", path) for path in view.through)]
+    overlay = Overlay("copy-on-write HOME", view.home, view.home_lowers, view.home_upper, f"{view.work}/home")
+    overlay.hidden = view.hidden if masked else ()
+    below = [_as_it_is("mount below HOME", path) for path in view.submounts]
+    return [overlay, *below, *(_as_it_is("unmasked", path) for path in view.through)]
+
+
+def _as_it_is(name: str, path: str) -> Bind:
+    bind = Bind(name, path, path)
+    bind.submounts = bind.optional = True
+    return bind

@@ -15,16 +15,16 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 from overlayrun.store.git import GitFailed, config_environment, git
 from overlayrun.store.importer import RunInside
 from overlayrun.store.lfs import store_for_lfs
-from overlayrun.store.pack import ObjectWriter, copy_exactly
+from overlayrun.store.pack import ObjectWriter, copy_exactly, join_exactly, pieces_of
 from overlayrun.store.repo import Repo
 from overlayrun.store.settings import Settings
 from overlayrun.store.trees import EXECUTABLE, FILE, Entry
@@ -101,15 +101,15 @@ class Converter:
             return True
         return not path and (self._settings.converts or self._settings.attributes)
 
-    def take(self, path: bytes, fd: int, size: int, before: Entry | None) -> None:
-        """Read a file. before: what the start tree has there. Raises ShortRead if it has shrunk."""
+    def take(self, path: bytes, pieces: Iterable[bytes], size: int, before: Entry | None) -> None:
+        """Take a file in. before: what the start tree has there. Raises ShortRead if it has shrunk."""
         if self._in_memory + size <= _IN_MEMORY:
             self._in_memory += size
-            self._taken.append(_Taken(path, before, copy_exactly(fd, size), None))
+            self._taken.append(_Taken(path, before, join_exactly(pieces, size), None))
             return
         scratch = f"{self._place()}/{len(self._taken)}"
         with open(scratch, "xb") as file:
-            copy_exactly(fd, size, file)
+            copy_exactly(pieces, size, file)
         self._taken.append(_Taken(path, before, None, scratch))
 
     def finish(self) -> dict[bytes, bytes | None]:
@@ -164,7 +164,7 @@ class Converter:
             return self._writer.add(b"blob", one.data)
         assert one.scratch is not None
         with open(one.scratch, "rb") as file:
-            return self._writer.add_file(file.fileno(), os.fstat(file.fileno()).st_size)
+            return self._writer.add_file(pieces_of(file), os.fstat(file.fileno()).st_size)
 
     def _add_by_git(self, files: Sequence[_Taken]) -> dict[bytes, bytes | None]:
         placed: list[_Taken] = []
@@ -209,7 +209,7 @@ class Converter:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "xb") as file:
-                file.write(one.read())
+                self._pour(one, file)
         except (FileExistsError, NotADirectoryError):
             return False
         except OSError as err:
@@ -217,6 +217,13 @@ class Converter:
                 raise
             return False
         return True
+
+    def _pour(self, one: _Taken, to: BinaryIO) -> None:
+        if one.data is not None or one.scratch is None:
+            to.write(one.read())
+            return
+        with open(one.scratch, "rb") as file:
+            shutil.copyfileobj(file, to)
 
     def _write_rules(self) -> None:
         for directory, oid in self._rules.items():

@@ -11,13 +11,9 @@ from typing import Any, Final
 
 _VERSION: Final = 1
 
-# inode, size, mtime and ctime in ns. ctime is the part that a writer can't choose.
+# inode, size, mtime and ctime in ns: equal for a file that is the same as before. ctime is the part that a
+# writer can't choose.
 Stamp = tuple[int, int, int, int]
-
-
-def stamp(info: os.stat_result) -> Stamp:
-    """What must be equal for a file to be the same as before."""
-    return (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
 
 @dataclass(slots=True)
@@ -43,10 +39,10 @@ class HashCache:
         for _, oid in self.files.values():
             yield oid
 
-    def find(self, path: bytes, info: os.stat_result, margin: int) -> bytes | None:
+    def find(self, path: bytes, stamp: Stamp, margin: int) -> bytes | None:
         """Raw id of a file that is surely as it was; margin: ns before `started` that are not believed."""
         found = self.files.get(path)
-        if found is None or found[0] != stamp(info) or info.st_ctime_ns >= self.started - margin:
+        if found is None or found[0] != stamp or stamp[3] >= self.started - margin:
             return None
         return found[1]
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-LARGEST: Final = 1 << 18  # bytes of one .gitignore; the biggest in use are a fifth of it
 _BOM: Final = b"\xef\xbb\xbf"
 _NEVER: Final = rb"(?!)"
 _SPECIAL: Final = re.compile(rb"[*?\[\\]")

@@ -10,7 +10,7 @@ import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import BinaryIO, Final, Self
@@ -69,9 +69,9 @@ class ObjectWriter:
             self._spill()
         return oid
 
-    def add_file(self, fd: int, size: int) -> bytes:
-        """Take `size` bytes of a file in as a blob, in pieces. Raises ShortRead if there are fewer."""
-        oid = self._open_pack().append_blob(fd, size, self._seen)
+    def add_file(self, pieces: Iterable[bytes], size: int) -> bytes:
+        """Take a file of `size` bytes in as a blob, in pieces. Raises ShortRead if there are fewer."""
+        oid = self._open_pack().append_blob(pieces, size, self._seen)
         self._seen.add(oid)
         return oid
 
@@ -161,16 +161,16 @@ class _Pack:
         self._file.write(entry)
         self._entries.append((oid, zlib.crc32(entry), offset))
 
-    def append_blob(self, fd: int, size: int, seen: set[bytes]) -> bytes:
-        """Compress from a descriptor; what turns out to be short or already there is cut off again."""
+    def append_blob(self, pieces: Iterable[bytes], size: int, seen: set[bytes]) -> bytes:
+        """Compress piece by piece; what turns out to be short or already there is cut off again."""
         offset = self._file.tell()
         digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
         squeeze = zlib.compressobj(_LEVEL)
         crc = self._write(_entry_header(_TYPES[b"blob"], size), 0)
         try:
-            for chunk in _chunks(fd, size):
-                digest.update(chunk)
-                crc = self._write(squeeze.compress(chunk), crc)
+            for piece in _exactly(pieces, size):
+                digest.update(piece)
+                crc = self._write(squeeze.compress(piece), crc)
             crc = self._write(squeeze.flush(), crc)
         except ShortRead:
             self._cut(offset)
@@ -227,23 +227,33 @@ class _Pack:
         return digest.digest()
 
 
-def copy_exactly(fd: int, size: int, to: BinaryIO | None = None) -> bytes:
-    """Read `size` bytes of a file; return them, or write them to `to` piece by piece. Raises ShortRead."""
-    if to is None:
-        return b"".join(_chunks(fd, size))
-    for chunk in _chunks(fd, size):
-        to.write(chunk)
-    return b""
+def join_exactly(pieces: Iterable[bytes], size: int) -> bytes:
+    """The pieces of a file of `size` bytes as one. Raises ShortRead if there are fewer."""
+    data = b"".join(pieces)
+    if len(data) != size:
+        raise ShortRead
+    return data
 
 
-def _chunks(fd: int, size: int) -> Iterator[bytes]:
+def copy_exactly(pieces: Iterable[bytes], size: int, to: BinaryIO) -> None:
+    """Write a file of `size` bytes to `to`, piece by piece. Raises ShortRead if there are fewer."""
+    for piece in _exactly(pieces, size):
+        to.write(piece)
+
+
+def pieces_of(file: BinaryIO) -> Iterator[bytes]:
+    """What a file of ours holds, never all of it at once."""
+    while piece := file.read(_CHUNK):
+        yield piece
+
+
+def _exactly(pieces: Iterable[bytes], size: int) -> Iterator[bytes]:
     left = size
-    while left:
-        chunk = os.read(fd, min(left, _CHUNK))
-        if not chunk:
-            raise ShortRead
-        left -= len(chunk)
-        yield chunk
+    for piece in pieces:
+        left -= len(piece)
+        yield piece
+    if left:
+        raise ShortRead
 
 
 def _entry_header(kind: int, size: int) -> bytes:

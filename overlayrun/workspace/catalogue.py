@@ -67,9 +67,13 @@ def find(layout: Layout, text: str) -> Record:
     )
 
 
+def user_state() -> str:
+    """Directory of what overlayrun keeps for the user rather than for a repository."""
+    return f"{os.environ.get('XDG_STATE_HOME') or os.path.expanduser('~/.local/state')}/overlayrun"
+
+
 def _catalogue_path() -> str:
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return f"{state}/overlayrun/repositories"
+    return f"{user_state()}/repositories"
 
 
 def repositories() -> list[str]:

@@ -23,10 +23,11 @@ class Run:
     """One launch of a command.
 
     started, ended: seconds since the epoch. status: as a shell shows it, None while open.
-    boot: the kernel's boot id, so that a power cut is told from a kill.
+    boot: the kernel's boot id, so that a power cut is told from a kill. blocked: times by what the network did
+    not let through.
     """
 
-    __slots__ = ("boot", "command", "ended", "number", "started", "status")
+    __slots__ = ("blocked", "boot", "command", "ended", "number", "started", "status")
 
     def __init__(self, number: int, command: list[str], boot: str, started: float) -> None:
         self.number = number
@@ -35,6 +36,7 @@ class Run:
         self.started = started
         self.ended: float | None = None
         self.status: int | None = None
+        self.blocked: dict[str, int] = {}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -45,6 +47,7 @@ class Run:
         """The inverse of `to_json`."""
         run = cls(data["number"], data["command"], data["boot"], data["started"])
         run.ended, run.status = data["ended"], data["status"]
+        run.blocked = data.get("blocked", {})
         return run
 
 
@@ -55,7 +58,8 @@ class Record:
     with.
     stack: layer directories of the tree below the state directory, topmost first; its first is the one whose
     `git/` belongs to `tree`. carried: ignored paths that came along, below the repository's root.
-    carried_layers: their layer directories, as in stack. target: None for a detached HEAD.
+    carried_layers: their layer directories, as in stack. target: None for a detached HEAD. root_uid: in runs
+    by root the command may be the host's root.
     """
 
     __slots__ = (
@@ -75,6 +79,7 @@ class Record:
         "prompt",
         "reset_index",
         "root",
+        "root_uid",
         "stack",
         "target",
         "throwaway",
@@ -99,6 +104,7 @@ class Record:
         self.profile: str | None = None
         self.prompt: str | None = None
         self.reset_index = False
+        self.root_uid = False
         self.throwaway = False
         self.last_run: Run | None = None
         self.live: list[str] = []

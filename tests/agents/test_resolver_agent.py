@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from conftest import SHARE
 
 from overlayrun.model import BranchName, CommitId
 from overlayrun.reconcile.conflict import Case
@@ -165,7 +166,7 @@ def test_a_merge_on_the_command_line_hands_its_conflict_to_an_agent(desk: Desk) 
         ("leaves markers", "conflict markers are left in src/net.py"),
         ("edits elsewhere", "it changed README, which is neither in conflict nor declared"),
         ("drops a side", "it changed src/net.py outside the conflict: this line is gone: top = 1"),
-    ],
+    ][SHARE::2],
 )
 def test_an_agent_that_misbehaves_is_refused(desk: Desk, model: MergingModel, manner: str, why: str) -> None:
     model.manner = manner

@@ -57,7 +57,7 @@ def test_a_conflict_changes_nothing_and_ends_with_1(clash: UserRepo, name: str) 
 
 def test_a_conflict_of_apply_as_json(clash: UserRepo) -> None:
     data = _json(clash, "apply", "b")
-    assert set(data) == {"branch", "said", "conflicts"}
+    assert set(data) == {"branch", "said", "conflicts", "withheld"}
     assert data["conflicts"] == [{"path": "README", "kind": "contents"}]
 
 

@@ -104,8 +104,8 @@ CLOSED: Final = {
         "Linux 5.15 or newer",
     ),
     "no-filters": (
-        "forbid(PRCTL, EPERM, 22, exactly=True); answer_reason()",
-        "seccomp filters: a seccomp filter lies on this process: prctl 22: Operation not permitted",
+        "forbid(abi.NR_SECCOMP, EPERM); answer_reason()",
+        "seccomp filters: a seccomp filter lies on this process: seccomp: Operation not permitted",
         "--security-opt seccomp=unconfined",
     ),
 }

@@ -244,7 +244,7 @@ def test_nothing_is_lost_whatever_a_user_does_meanwhile(repo: UserRepo, part: in
 def test_a_users_commits_and_all_branches_come_together(repo: UserRepo, part: int) -> None:
     """A user who only commits, and branches that do not conflict: in the end main has all of it."""
     place = Place(repo)
-    for number in range(5):
+    for number in range(SHARE, 6, 2):
         dice = random.Random(f"together {part}/{number}")
         renew(repo, {name: {f"new.{name}": f"{dice.getrandbits(64)}\n"} for name in _BRANCHES})
         user = User(repo, dice)

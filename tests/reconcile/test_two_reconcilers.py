@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Final
 
 import pytest
-from conftest import Running, UserRepo
+from conftest import SHARE, Running, UserRepo
 
 from reconcile.world import (
     agents,
@@ -37,7 +37,7 @@ def _told(running: list[Running], branch: str) -> int:
     return sum(one.text().count(f"branch {branch} is merged: ") for one in running)
 
 
-@pytest.mark.parametrize("reconcilers", [2, 3])
+@pytest.mark.parametrize("reconcilers", [2 + SHARE])
 @pytest.mark.parametrize(
     "check", [[], ["--check", "true"], ["--check", "true", "--check-each"]], ids=["free", "checked", "each"]
 )

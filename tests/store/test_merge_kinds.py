@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from conftest import SHARE
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from overlayrun.model import CommitId
@@ -368,7 +369,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[History, C
         yield history, Checkout(history, place / "checkout"), engine
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@seed(SHARE)
+@settings(max_examples=32, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(sides=histories())
 def test_random_histories_merge_as_git_does(
     world: tuple[History, Checkout, MergeEngine],

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
-from overlayrun.keeper import Command
+from overlayrun.command import idle_command
 from overlayrun.live import LiveSandbox
-from overlayrun.sandbox.environment import sandbox_environment
 from overlayrun.sandbox.plan import sandbox_plan
 from overlayrun.store.location import Repository
 from overlayrun.view import view_of
@@ -17,10 +14,3 @@ from overlayrun.workspace.record import Record
 def idle_sandbox(repository: Repository, layout: Layout, record: Record) -> LiveSandbox:
     """The workspace's sandbox, to be joined; the caller holds the lock and closes it."""
     return LiveSandbox(sandbox_plan(view_of(repository, layout, record)), idle_command(record))
-
-
-def idle_command(record: Record) -> Command:
-    """Nothing to run, and what git's work inside is confined to."""
-    command = Command([], record.root, sandbox_environment(os.environ, own={}, wanted=()))
-    command.confinement.root_uid = record.root_uid
-    return command

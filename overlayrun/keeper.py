@@ -11,7 +11,7 @@ import os
 import select
 import signal
 
-from overlayrun.errors import OverlayrunError
+from overlayrun.errors import HostError, OverlayrunError
 from overlayrun.kernel import abi, namespaces, syscalls
 from overlayrun.sandbox import mounts, seccomp
 from overlayrun.sandbox.asking import Asked
@@ -22,6 +22,7 @@ from overlayrun.sandbox.confinement import (
     forbid_namespaces,
     leave_keyring,
 )
+from overlayrun.sandbox.limits import spare_host
 from overlayrun.sandbox.network import bring_up_loopback
 
 TYPE_CHECKING = False
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 # From the keeper.
 READY: Final = b"R"  # everything is mounted
-FAILED: Final = b"E"  # a required layer could not be applied; the text follows
+FAILED: Final = b"E"  # a required layer could not be applied: nothing runs; the text follows
 NO_EXEC: Final = b"F"  # the command could not be executed; errno
 FROZEN: Final = b"Z"  # every process is stopped, or goes on
 ASKED: Final = b"A"  # who asked for what only an option allows; `asking.asked_lines` reads the text
@@ -92,7 +93,8 @@ class Keeper:
         waiting = select.poll()
         waiting.register(signals, select.POLLIN)
         waiting.register(self.orders, select.POLLIN)
-        self.hear(waiting)
+        if self.asked:
+            waiting.register(self.asked.listener, select.POLLIN)
         buffered = b""
         while True:
             for fd, _ in waiting.poll():
@@ -110,7 +112,7 @@ class Keeper:
                 for line in lines:
                     self.execute(line[:1], int(line[1:] or b"0"))
 
-    def hear(self, waiting: select.poll) -> None:
+    def hear(self) -> None:
         """Lay the filter on this process and its children, to be told what it refuses."""
         confinement = self.command.confinement
         if "seccomp" in confinement.without:
@@ -119,10 +121,9 @@ class Keeper:
         try:
             self.asked = Asked(seccomp.listen(filter_program(confinement, heard=True)))
         except OSError as err:
+            # Somebody outside listens to this process already: the children get a filter that is silent.
             if err.errno != errno.EBUSY:
                 raise
-            return  # somebody outside listens to this process already: the children get one that is silent
-        waiting.register(self.asked.listener, select.POLLIN)
 
     def execute(self, order: bytes, number: int) -> None:
         """Carry out one order."""
@@ -159,6 +160,8 @@ class Keeper:
         """In the child: give up every privilege and execute the command."""
         try:
             execute(self.command, is_filtered=self.asked is not None)
+        except HostError as err:
+            self.report(FAILED, err.brief)
         except OSError as err:
             self.report(NO_EXEC, str(err.errno))
         finally:
@@ -190,14 +193,20 @@ def _enter(directory: str) -> None:
 
 
 def execute(command: Command, *, is_filtered: bool = False) -> NoReturn:
-    """Give up every privilege and replace this process by the command; raises OSError where it can't run."""
+    """Give up every privilege and replace this process by the command.
+
+    Raises OSError where it can't be executed, HostError where something can't be given up.
+    """
     _enter(command.cwd)
     for standard, fd in command.streams.items():
         os.dup2(fd, standard)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    confine(command.confinement, is_filtered=is_filtered)
+    try:
+        confine(command.confinement, is_filtered=is_filtered)
+    except OSError as err:
+        raise HostError(f"the command can't be confined: {err.strerror}") from err
     os.execvpe(command.argv[0], command.argv, command.environment)
 
 
@@ -220,6 +229,8 @@ def keep(birth: Birth, keeper: Keeper) -> NoReturn:
     """Be pid 1: called in the child of clone(2), never returns."""
     status = 0
     try:
+        if "rlimits" not in keeper.command.confinement.without:
+            spare_host()
         _take_ids(birth, keeper)
         # After the ids, which would clear it (prctl(2)).
         namespaces.die_with_parent()
@@ -231,6 +242,7 @@ def keep(birth: Birth, keeper: Keeper) -> NoReturn:
         mounts.apply(birth.layers, birth.opened)
         os.chdir("/")
         keeper.forget_descriptors()
+        keeper.hear()
         keeper.report(READY)
         if os.read(keeper.orders, 2) == b"-\n":  # the supervisor holds our namespaces now
             # A dumpable pid 1 would lend its /proc/1/mem and /proc/1/exe to the command (CVE-2019-5736's

@@ -14,8 +14,9 @@ from overlayrun.cli.here import inside_of
 from overlayrun.cli.options import parse_run, run_options
 from overlayrun.cli.telling import show_error, tell
 from overlayrun.errors import HostError, OverlayrunError, UsageError
+from overlayrun.live import OURS
 from overlayrun.owner import become_owner
-from overlayrun.run import OURS, run_command
+from overlayrun.run import run_command
 from overlayrun.store.location import find_repository
 from overlayrun.workspace.layout import open_state
 

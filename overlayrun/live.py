@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from overlayrun.sandbox.plan import Layer
 
 _USERNS_HINT = "overlayrun doctor tells which switch of this machine forbids it"
+OURS = 125  # exit status of every failure that is not the command's
 _NOBODY_HINT = "give the repository to an ordinary user and run as him, or: --allow-root-uid"
 
 
@@ -207,6 +208,9 @@ def run_joined(
             except OSError as err:
                 tell(f"{command.argv[0]}: {err.strerror}")
                 os._exit(exit_status_of(err))
+            except HostError as err:
+                tell(err.brief)
+                os._exit(OURS)
         status = _relay(pid)
     finally:
         os._exit(status)

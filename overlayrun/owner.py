@@ -34,6 +34,11 @@ def become_owner(directory: str, tell: Callable[[str], None]) -> None:
             f"the repository belongs to user {info.st_uid}, who can't read overlayrun or its Python",
             hint="install both where he can, not below root's home; or run it as him: runuser -u NAME",
         )
+    if not os.access(directory, os.R_OK | os.X_OK):
+        raise HostError(
+            f"the repository belongs to user {info.st_uid}, who can't get to it: {directory}",
+            hint="let him pass (chmod a+x the directories above it), or take it over: chown -R root",
+        )
     tell(f"as user {info.st_uid}, who owns the repository, and not as root")
 
 

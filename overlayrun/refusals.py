@@ -114,7 +114,9 @@ def disk(_: str, tried: Try) -> Words:
 
 def no_id_map(_: str, tried: Try) -> Words:
     """Root can't make root's files somebody else's."""
-    cure = "give the repository to an ordinary user and run as him; or, if the command may be root: --allow-root-uid"
+    cure = (
+        "give the repository to an ordinary user and run as him; where root may be let in: --allow-root-uid"
+    )
     if tried.errno == errno.EINVAL:
         return f"this file system has none: {tried.text}", f"{_ELSEWHERE}; or {cure}"
     return f"root has no right to: {tried.text}", cure

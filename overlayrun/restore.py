@@ -99,10 +99,20 @@ def _base_of(repo: Repo, wanted: SnapshotInfo) -> CommitId | None:
 
 def _link_carried(record: Record, old: str, new: str) -> None:
     for path in record.carried:
-        if not os.path.lexists(f"{old}/{path}"):
+        if not (_leads_there(old, path) and _leads_there(new, path) and os.path.lexists(f"{old}/{path}")):
             continue
         os.makedirs(os.path.dirname(f"{new}/{path}"), exist_ok=True)
         link_tree(os.fsencode(f"{old}/{path}"), os.fsencode(f"{new}/{path}"))
+
+
+def _leads_there(upper: str, path: str) -> bool:
+    """Whether all above `path` that there is are directories: a link that the agent made leads elsewhere."""
+    place = upper
+    for part in path.split("/")[:-1]:
+        place = f"{place}/{part}"
+        if os.path.lexists(place) and (os.path.islink(place) or not os.path.isdir(place)):
+            return False
+    return True
 
 
 def _write_git(

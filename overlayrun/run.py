@@ -5,25 +5,23 @@ from __future__ import annotations
 import os
 import time
 
+from overlayrun.command import command_of
 from overlayrun.connections import Connections, blocked_lines
 from overlayrun.errors import HostError, OverlayrunError
 from overlayrun.files import remove_tree
 from overlayrun.keeper import Command
 from overlayrun.kernel import namespaces
-from overlayrun.kernel.groups import Group
-from overlayrun.live import LiveSandbox
+from overlayrun.live import OURS, LiveSandbox
 from overlayrun.model import RunOptions, SnapshotReason
 from overlayrun.ports import claim_ports, port_environment
 from overlayrun.prepare import Prepared, open_or_make
 from overlayrun.relay import Relay
 from overlayrun.report import header, printable
 from overlayrun.sandbox.asking import asked_lines
-from overlayrun.sandbox.confinement import Confinement
-from overlayrun.sandbox.environment import sandbox_environment
 from overlayrun.sandbox.landlock import has_landlock
-from overlayrun.sandbox.limits import LimitOptions, hold_by_group, words
+from overlayrun.sandbox.limits import hold_by_group, words
 from overlayrun.sandbox.network import parse_net
-from overlayrun.sandbox.plan import CONTROL, sandbox_plan
+from overlayrun.sandbox.plan import sandbox_plan
 from overlayrun.sandbox.switches import parse_without
 from overlayrun.supervisor import Outcome, Supervisor, block_signals
 from overlayrun.terminal import Terminal
@@ -35,12 +33,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Final
 
+    from overlayrun.kernel.groups import Group
     from overlayrun.sandbox.plan import Layer
     from overlayrun.snapshot import Snapshot
     from overlayrun.store.location import Repository
     from overlayrun.workspace.layout import Layout
-
-OURS: Final = 125  # exit status of every failure that is not the command's
 
 
 def run_command(
@@ -90,6 +87,7 @@ class _Run:
         if record.last_run is not None:
             self._recover(quiet)
         view = view_of(self.repository, self.layout, record, Choices.of(self.options))
+        view.memory = self.options.memory
         terminal = Terminal()
         block_signals()
         try:
@@ -136,10 +134,9 @@ class _Run:
     def _group(self, command: Command) -> Group:
         options, limits = self.options, command.confinement.limits
         root_uid = command.confinement.root_uid
-        made = hold_by_group(
+        return hold_by_group(
             limits, self.record.id, freeze=options.freeze, root_uid=root_uid, without=self.without
         )
-        return made or Group({})
 
     def _sandbox_line(self, live: LiveSandbox) -> str:
         """What holds in this run that does not in every other."""
@@ -161,32 +158,13 @@ class _Run:
         recover(self.repository, self.layout, self.record, quiet)
 
     def _command(self, argv: list[str]) -> Command:
-        own = {
-            "OVERLAYRUN_BRANCH": self.record.branch,
-            "OVERLAYRUN_ID": self.record.id,
-            "OVERLAYRUN_SOCKET": f"{CONTROL}/control",
-        }
-        # Held to the end of this process and of the keeper: nobody closes it.
+        # Held to the end of this process: nobody closes the descriptor.
         ports = claim_ports(self.record.id)
-        own |= port_environment(ports and ports[0], self.record.id, self.record.branch)
-        own |= self.connections.environment
+        given = port_environment(ports and ports[0], self.record.id, self.record.branch)
+        given |= self.connections.environment
         here = self.record.root == self.repository.root
-        cwd = os.path.join(self.record.root, self.repository.prefix if here else "").rstrip("/")
-        environment = sandbox_environment(
-            os.environ,
-            own={**own, "PWD": cwd},
-            wanted=self.options.env,
-            strict=self.options.strict,
-            withhold="environment" not in self.without,
-        )
-        command = Command(argv, cwd, environment)
-        command.confinement = Confinement(self.without)
-        command.confinement.ptrace = self.options.allow_ptrace
-        command.confinement.userns = self.options.allow_userns
+        command = command_of(self.record, self.options, argv, self.repository.prefix if here else "", given)
         command.confinement.network = self.connections.network.is_own
-        command.confinement.root_uid = self.record.root_uid
-        options = self.options
-        command.confinement.limits = LimitOptions(options.memory, options.pids, options.cpus, options.disk)
         return command
 
     def _taker(self, live: LiveSandbox) -> Callable[[SnapshotReason, str | None], Snapshot]:
@@ -202,8 +180,9 @@ class _Run:
         assert record.last_run is not None
         if outcome.missing is not None:
             self.tell(f"{record.last_run.command[0]}: {os.strerror(outcome.missing)}")
-        if outcome.note:
-            self.tell(outcome.note)
+        for text in (outcome.failure, outcome.note):
+            if text:
+                self.tell(text)
         for line in asked_lines(outcome.asked):
             (self.tell if outcome.status else quiet)(line)
         record.last_run.status = outcome.status
@@ -212,7 +191,8 @@ class _Run:
             quiet(printable(line))
         if not _touched(self.place.upper, self.place.git_upper):
             self._end_run()
-            if record.throwaway or (outcome.missing is not None and not self.prepared.resumed):
+            started = outcome.missing is None and outcome.failure is None
+            if record.throwaway or not (started or self.prepared.resumed):
                 self._drop()
             quiet("nothing changed")
             return outcome.status

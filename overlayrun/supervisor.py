@@ -14,7 +14,7 @@ import time
 from overlayrun import keeper
 from overlayrun.errors import OverlayrunError
 from overlayrun.kernel import abi, syscalls
-from overlayrun.live import LiveSandbox, exit_status_of
+from overlayrun.live import OURS, LiveSandbox, exit_status_of
 from overlayrun.model import RunOptions, SnapshotReason
 from overlayrun.relay import Relay
 from overlayrun.sandbox.limits import events_text
@@ -47,14 +47,19 @@ _TIMED_OUT: Final = 124  # as timeout(1)
 
 
 class Outcome:
-    """How a run went. status: as a shell shows it. note: why it was ended, if we ended it. asked: see asking."""
+    """How a run went. status: as a shell shows it. note: why it was ended, if we ended it.
 
-    __slots__ = ("asked", "missing", "note", "status")
+    missing: errno of a command that can't be executed. failure: why it was not started, by our fault or the
+    machine's. asked: for `asking.asked_lines`.
+    """
+
+    __slots__ = ("asked", "failure", "missing", "note", "status")
 
     def __init__(self) -> None:
         self.status = 0
         self.note: str | None = None
         self.missing: int | None = None
+        self.failure: str | None = None
         self.asked = ""
 
 
@@ -111,8 +116,9 @@ class Supervisor:
             self._stop_watching()
             self.relay.drain()
             os.close(signals)
-            for server, _ in self.servers.values():
+            for server, outside in self.servers.values():
                 server.close()
+                os.unlink(f"{self.sockets}/{'outside' if outside else 'inside/control'}")
         return self.outcome
 
     def _step(self, signals: int) -> bool:
@@ -168,6 +174,8 @@ class Supervisor:
         letter, text = report
         if letter == keeper.NO_EXEC:
             self.outcome.missing = int(text)
+        elif letter == keeper.FAILED:
+            self.outcome.failure = text
         elif letter == keeper.ASKED:
             self.outcome.asked = text
         elif letter == keeper.ENDED:
@@ -175,7 +183,9 @@ class Supervisor:
             self.outcome.status = code if code >= 0 else 128 - code
             if self.timed_out:
                 self.outcome.status = _TIMED_OUT
-            if self.outcome.missing is not None:
+            if self.outcome.failure is not None:
+                self.outcome.status = OURS
+            elif self.outcome.missing is not None:
                 self.outcome.status = exit_status_of(OSError(self.outcome.missing, ""))
             return True
         return False

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from overlayrun.adopt import link_tree
 from overlayrun.bases.freeze import freeze, remake, write_layer
 from overlayrun.bases.stack import doubtful
+from overlayrun.command import idle_command
 from overlayrun.errors import StoreError
 from overlayrun.files import remove_tree
-from overlayrun.idle import idle_command
 from overlayrun.kernel import abi, syscalls
 from overlayrun.live import LiveSandbox
 from overlayrun.model import CommitId, TreeId

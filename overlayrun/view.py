@@ -99,7 +99,6 @@ def view_of(repository: Repository, layout: Layout, record: Record, choices: Cho
     view.name_servers = servers if servers.startswith("/run/") and os.path.exists(servers) else None
     view.console = next((os.ttyname(fd) for fd in range(3) if os.isatty(fd)), None)
     home = home_directory()
-    view.passed = shared_state(record.profile, home, record.root)
     _show_home(view, home, layout, record)
     _hide(view, find_masks(home, record.profile, [*choices.mask, user_state()], choices.unmask), home)
     view.masked += [*_outside(repository.common_dir, layout, record), *repositories()]
@@ -135,9 +134,10 @@ def _outside(common_dir: str, layout: Layout, record: Record) -> Iterator[str]:
 
 def _show_home(view: View, home: str, layout: Layout, record: Record) -> None:
     inside = view.root == home or home.startswith(f"{view.root}/")
-    if inside or not os.path.isdir(home):
-        return  # the workspace's own view covers it
+    if inside or home == "/" or not os.path.isdir(home):
+        return  # the workspace's own view covers it, or there is none, as in some containers
     view.home = home
+    view.passed = shared_state(record.profile, home, record.root)
     view.home_upper = layout.workspace(record.id).home_upper
     if record.home == "private":
         _give_logins(view)

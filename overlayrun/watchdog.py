@@ -151,15 +151,19 @@ def _next(fd: int, levels: list[tuple[tuple[int, int], list[str]]]) -> int:
 def _listed(fd: int) -> tuple[int, list[str]]:
     """Size of what lies in a directory, and names of the directories in it."""
     total, below = 0, []
+    for entry in _entries(fd):
+        total += _size_of(entry)
+        if entry.is_dir(follow_symlinks=False):
+            below.append(entry.name)
+    return total, below
+
+
+def _entries(fd: int) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(fd) as entries:
-            for entry in entries:
-                total += _size_of(entry)
-                if entry.is_dir(follow_symlinks=False):
-                    below.append(entry.name)
+            yield from entries
     except OSError:  # not to be read, or gone at this moment
         pass
-    return total, below
 
 
 def _size_of(entry: os.DirEntry[str]) -> int:

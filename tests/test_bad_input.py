@@ -361,7 +361,7 @@ def test_a_record_of_a_newer_version_says_so(repo: UserRepo) -> None:
 def test_repository_of_somebody_else(repo: UserRepo) -> None:
     for path in [repo.root, *repo.root.rglob("*")]:
         os.chown(path, 12345, 12345, follow_symlinks=False)
-    _refused(repo.overlayrun("--", "true"), "belongs", hint="safe.directory")
+    _refused(repo.overlayrun("--", "true"), "belongs", hint="chmod a+x")
 
 
 @pytest.mark.root

@@ -48,13 +48,13 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
     (
         (
             *("sandbox.environment", "sandbox.network", "sandbox.profiles", "sandbox.secrets"),
-            *("sandbox.covers", "sandbox.plan", "sandbox.mounts", "sandbox.seccomp", "sandbox.landlock"),
-            *("sandbox.limits", "sandbox.switches", "sandbox.asking", "sandbox.confinement"),
+            *("sandbox.covers", "sandbox.plan", "sandbox.limits", "sandbox.mounts", "sandbox.seccomp"),
+            *("sandbox.landlock", "sandbox.switches", "sandbox.asking", "sandbox.confinement"),
             "sandbox.reading",
         ),
     ),
     (
-        ("keeper", "live", "view", "idle"),
+        ("keeper", "live", "view", "command", "idle"),
         ("ports", "tunnel", "proxy_rules", "proxy", "publish", "connections"),
         ("reader", "collector", "snapshot_job", "chain", "snapshot"),
         ("carriers", "incoming"),

@@ -171,6 +171,29 @@ def test_secrets_behind_links_are_hidden_too(repo: UserRepo) -> None:
 
 
 @pytest.mark.root
+def test_a_home_on_a_disk_of_its_own_hides_its_secrets(repo: UserRepo) -> None:
+    settings = (repo.home / ".gitconfig").read_text()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(repo.home)], check=True)
+    try:
+        put(repo.home, ".gitconfig", settings)
+        put(repo.home, ".config/gh/hosts.yml")
+        put(repo.home, "file", "fine\n")
+        script = (
+            'cd "$HOME"; cat .config/gh/hosts.yml 2>/dev/null || true; cat file; echo x >file; echo x >new'
+        )
+        assert repo.inside(script) == "fine\n"
+        assert sorted(path.name for path in repo.home.iterdir()) == [
+            ".config",
+            ".gitconfig",
+            ".local",
+            "file",
+        ]
+        assert repo.inside('cat "$HOME/file" "$HOME/new"') == "x\nx\n"
+    finally:
+        subprocess.run(["umount", str(repo.home)], check=True)
+
+
+@pytest.mark.root
 def test_secrets_on_mounts_below_home_are_hidden_too(repo: UserRepo) -> None:
     config, keys = repo.home / ".config", repo.home / ".ssh"
     for place in (config, keys):
@@ -198,6 +221,17 @@ def test_a_home_that_is_the_repository_hides_its_secrets(repo: UserRepo) -> None
     at_home.commit("dotfiles")
     out = at_home.inside('cat .ssh/id_rsa .npmrc "$HOME/.ssh/id_rsa" 2>/dev/null || true; cat .gitignore')
     assert out == ".ssh\n.npmrc\n.local\n"
+
+
+def test_no_home_at_all_is_no_trouble(repo: UserRepo) -> None:
+    for home in ("/", "/nonexistent"):
+        env = {
+            "HOME": home,
+            "XDG_STATE_HOME": str(repo.home),
+            "GIT_CONFIG_GLOBAL": str(repo.home / ".gitconfig"),
+        }
+        done = repo.overlayrun("-b", "b", "--", "sh", "-c", "echo fine; cat /etc/shadow || true", env=env)
+        assert (done.code, done.out) == (0, "fine\n"), str(done)
 
 
 def test_state_of_other_repositories_is_hidden(repo: UserRepo) -> None:
@@ -233,8 +267,9 @@ def test_the_ssh_agent_comes_in_alone(repo: UserRepo, short: Path, served: Calla
     done = repo.overlayrun("-b", "b", "--ssh-agent", "--", "sh", "-c", script, env=env)
     expected = ["/run/overlayrun/ssh-agent", "reached hello", "config", "id_ed25519.pub", "known_hosts"]
     assert done.out.splitlines() == expected, str(done)
-    without = repo.overlayrun("-b", "b", "--ssh-agent", "--", "true", env={"SSH_AUTH_SOCK": "/nothing"})
+    without = repo.overlayrun("-b", "new", "--ssh-agent", "--", "true", env={"SSH_AUTH_SOCK": "/nothing"})
     assert (without.code, without.ours[0]) == (125, "no ssh agent is running here")
+    assert "refs/heads/new" not in repo.refs()
 
 
 def test_homes_of_others_are_hidden_but_for_what_path_leads_to(repo: UserRepo) -> None:

@@ -7,7 +7,6 @@ import pwd
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def _owners(place: Path) -> set[int]:
 
 
 @pytest.fixture
-def foreign(repo: UserRepo) -> Iterator[UserRepo]:
+def foreign(repo: UserRepo) -> UserRepo:
     """A repository of somebody else, who can reach it and what the test calls."""
     for above in (repo.root, *repo.root.parents):
         if above != Path("/"):

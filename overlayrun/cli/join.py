@@ -15,7 +15,7 @@ from overlayrun.cli.words import branch_argument
 from overlayrun.control import ask
 from overlayrun.errors import UsageError, WorkspaceError
 from overlayrun.kernel.cgroups import enter_group_of
-from overlayrun.live import run_joined
+from overlayrun.live import OURS, run_joined
 from overlayrun.sandbox.confinement import Confinement
 from overlayrun.terminal import Terminal
 from overlayrun.workspace.catalogue import find
@@ -91,7 +91,7 @@ def _enter_group(group: dict[str, Any]) -> None:
         enter_group_of(group, os.getpid())
     except OSError as err:
         tell(f"the run's control group can't be entered: {err.strerror}")
-        os._exit(launch.OURS)
+        os._exit(OURS)
 
 
 def _directory(here: Here, record: Record) -> str:

@@ -83,7 +83,9 @@ RUN_OPTIONS: Final[tuple[Option, ...]] = (
     Option("--disk", "SIZE", "Most disk that the command's changes may take.").of(size, 50 << 30),
     Option("--allow-ptrace", None, "Let the command trace its own children: debuggers, strace."),
     Option(
-        "--allow-userns", None, "Let it make sandboxes of its own (bwrap, Chromium); a wall less to the kernel."
+        "--allow-userns",
+        None,
+        "Let it make sandboxes of its own (bwrap, Chromium); a wall less to the kernel.",
     ),
     Option("--allow-root-uid", None, "Run by root: let the command be the host's root user."),
     Option("--strict", None, "Unattended: private HOME, few variables, no network but --net allow=…"),

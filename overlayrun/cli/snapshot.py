@@ -22,28 +22,31 @@ from overlayrun.workspace.record import Record
 @click.option(
     "-m", "--message", metavar="TEXT", help="Message of the commit; with one it is made in any case."
 )
+@click.option("--force-large", is_flag=True, help="However many or large the changed files are.")
 @json_option
-def snapshot_command(*, text: str, message: str | None, as_json: bool) -> None:
+def snapshot_command(*, text: str, message: str | None, force_large: bool, as_json: bool) -> None:
     """Commit the state of a branch now, running or not. Inside a workspace: of this one."""
     if inside_of() is not None:
         words = [
             *([text] if text else []),
             *([] if message is None else ["-m", message]),
+            *["--force-large"] * force_large,
             *["--json"] * as_json,
         ]
         raise SystemExit(snapshot_lean(words) or 0)
     opened = open_here()
     record = parse_revision(opened.layout, opened.repo, text).record
     if state_of(opened.layout, record) is State.RUNNING:
-        show(record.branch, ask_running(opened.layout, record, message), as_json=as_json)
+        answer = ask_running(opened.layout, record, message, force_large=force_large)
+        show(record.branch, answer, as_json=as_json)
         return
-    taken = _take_idle(opened, record, message)
+    taken = _take_idle(opened, record, message, force_large=force_large)
     show(record.branch, answer_of(taken), as_json=as_json)
 
 
-def _take_idle(opened: Opened, record: Record, message: str | None) -> Snapshot:
+def _take_idle(opened: Opened, record: Record, message: str | None, *, force_large: bool) -> Snapshot:
     with (
         locked(opened, record.branch, f"try again: overlayrun snapshot {record.branch}") as held,
         idle_sandbox(opened.repository, opened.layout, held) as live,
     ):
-        return capture(opened.layout, held, SnapshotReason.REQUEST, message, live)
+        return capture(opened.layout, held, SnapshotReason.REQUEST, message, live, force_large=force_large)

@@ -27,14 +27,15 @@ _SHOWN: Final = 5
 
 
 class Wanted:
-    """What `snapshot` was asked for. branch: "" for the one that is meant."""
+    """What `snapshot` was asked for. branch: "" for the one that is meant; force_large: without limits."""
 
-    __slots__ = ("as_json", "branch", "message")
+    __slots__ = ("as_json", "branch", "force_large", "message")
 
     def __init__(self) -> None:
         self.branch = ""
         self.message: str | None = None
         self.as_json = False
+        self.force_large = False
 
 
 def snapshot_lean(words: Sequence[str]) -> int | None:
@@ -65,6 +66,8 @@ def _parse(words: Sequence[str]) -> Wanted | None:
             wanted.message = value
         elif word == "--json":
             wanted.as_json = True
+        elif word == "--force-large":
+            wanted.force_large = True
         elif word.startswith("-") or wanted.branch:
             return None
         else:
@@ -88,7 +91,7 @@ def _ask(wanted: Wanted) -> tuple[str, dict[str, Any] | None]:
         record = running[0]
     if not is_locked(here.layout.workspace(record.id).lock):
         return record.branch, None
-    return record.branch, ask_running(here.layout, record, wanted.message)
+    return record.branch, ask_running(here.layout, record, wanted.message, force_large=wanted.force_large)
 
 
 def _ask_from_inside(wanted: Wanted, inside: str) -> dict[str, Any]:
@@ -96,13 +99,21 @@ def _ask_from_inside(wanted: Wanted, inside: str) -> dict[str, Any]:
         raise UsageError(
             f"from here only branch {inside} can be snapshotted", hint="overlayrun snapshot -m TEXT"
         )
+    if wanted.force_large:
+        raise UsageError(
+            "the limits of a snapshot can be lifted from outside only",
+            hint=f"overlayrun snapshot {inside} --force-large",
+        )
     path = os.environ.get("OVERLAYRUN_SOCKET", "/run/overlayrun/control")
     return _checked(ask(os.path.dirname(path), os.path.basename(path), _request(wanted.message))[0])
 
 
-def ask_running(layout: Layout, record: Record, message: str | None) -> dict[str, Any]:
+def ask_running(
+    layout: Layout, record: Record, message: str | None, *, force_large: bool = False
+) -> dict[str, Any]:
     """Let a running workspace take a snapshot, and give its answer. Raises SnapshotError, WorkspaceError."""
-    return _checked(ask(layout.workspace(record.id).sockets, "outside", _request(message))[0])
+    request = _request(message) | ({"force_large": True} if force_large else {})
+    return _checked(ask(layout.workspace(record.id).sockets, "outside", request)[0])
 
 
 def _request(message: str | None) -> dict[str, Any]:
@@ -111,9 +122,8 @@ def _request(message: str | None) -> dict[str, Any]:
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     if "error" in answer:
-        raise SnapshotError(
-            f"no snapshot was taken: {printable(str(answer['error']))}", hint="see: overlayrun status"
-        )
+        hint = printable(str(answer.get("hint") or "see: overlayrun status"))
+        raise SnapshotError(f"no snapshot was taken: {printable(str(answer['error']))}", hint=hint)
     return answer
 
 

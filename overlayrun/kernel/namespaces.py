@@ -81,7 +81,10 @@ def _write(path: str, text: str) -> None:
 
 
 def open_namespaces(pid: int) -> list[int]:
-    """Descriptors of those namespaces of `pid` that are not ours, in the order in which `join` enters them."""
+    """Descriptors of those namespaces of `pid` that are not ours, in the order in which `join` enters them.
+
+    The user's comes first, the network's last.
+    """
     return [
         os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
         for name in _JOINED

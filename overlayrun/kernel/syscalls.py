@@ -175,7 +175,7 @@ def close_range(first: int, last: int = 0x7FFFFFFF) -> None:
 
 
 def capset(capabilities: int = 0) -> None:
-    """capset(2): have these capabilities and no other: a mask, for the effective, permitted, inheritable set."""
+    """capset(2): have these capabilities and no other; a mask, for all three sets."""
     header = abi.CapHeader(version=abi.LINUX_CAPABILITY_VERSION_3, pid=0)
     halves = (capabilities & 0xFFFFFFFF, capabilities >> 32)
     data = (abi.CapData * 2)(*(abi.CapData(half, half, half) for half in halves))

@@ -50,22 +50,26 @@ class _Server:
         if letter == wire.DESCEND:
             self._descend(payload)
         elif letter == wire.LEAVE:
-            _close(self.levels.pop())
+            for _ in range(*wire.COUNT.unpack(payload)):
+                _close(self.levels.pop())
         else:
             (bound,) = wire.BOUND.unpack_from(payload)
             for name in payload[wire.BOUND.size :].split(b"\0"):
                 self._read(name[:1], name[1:], bound)
-        if letter != wire.LEAVE:
-            self.flush()
 
-    def put(self, letter: bytes, payload: bytes = b"", info: os.stat_result | None = None) -> None:
+    def put(self, letter: bytes, payload: bytes = b"", *, mode: int = 0, size: int = 0) -> None:
+        """Say one frame that is about no file."""
+        self.waiting += wire.HEADER.pack(letter, len(payload), mode, 0, size, 0, 0)
+        self.waiting += payload
+
+    def tell(self, letter: bytes, payload: bytes, info: os.stat_result) -> None:
         """Say one frame about what `info` is of."""
-        numbers = (
-            (info.st_mode, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
-            if info
-            else (0, 0, 0, 0, 0)
-        )
-        self._put(letter, payload, *numbers)
+        times = info.st_mtime_ns, info.st_ctime_ns
+        header = wire.HEADER.pack(letter, len(payload), info.st_mode, info.st_ino, info.st_size, *times)
+        self.waiting += header
+        self.waiting += payload
+        if len(self.waiting) > _FULL:
+            self.flush()
 
     def flush(self) -> None:
         """Send what waits."""
@@ -75,14 +79,8 @@ class _Server:
         rest.release()
         self.waiting = bytearray()
 
-    def _put(self, letter: bytes, payload: bytes, *numbers: int) -> None:
-        self.waiting += wire.HEADER.pack(letter, len(payload), *numbers)
-        self.waiting += payload
-        if len(self.waiting) > _FULL:
-            self.flush()
-
     def _trouble(self, name: bytes, what: Trouble) -> None:
-        self._put(wire.TROUBLE, name, TROUBLES.index(what), 0, 0, 0, 0)
+        self.put(wire.TROUBLE, name, mode=TROUBLES.index(what))
 
     def _descend(self, name: bytes) -> None:
         try:
@@ -102,7 +100,7 @@ class _Server:
 
     def _list(self, fd: int) -> None:
         rules = _read_rules(fd)
-        self._put(wire.OPENED, rules or b"", is_opaque(fd), 0, -1 if rules is None else len(rules), 0, 0)
+        self.put(wire.OPENED, rules or b"", mode=is_opaque(fd), size=-1 if rules is None else len(rules))
         with os.scandir(fd) as entries:
             for entry in entries:
                 self._report(entry)
@@ -118,7 +116,7 @@ class _Server:
         if is_whiteout(info):
             self.put(wire.GONE, name)
         elif stat.S_IFMT(info.st_mode) in _KINDS:
-            self.put(wire.ENTRY, name, info)
+            self.tell(wire.ENTRY, name, info)
         else:
             self._trouble(name, Trouble.UNSUPPORTED)
 
@@ -148,10 +146,10 @@ class _Server:
             return
         left = info.st_size
         block = os.read(fd, min(left, wire.BLOCK))
-        self.put(wire.FILE, block, info)
+        self.tell(wire.FILE, block, info)
         while block and (left := left - len(block)):
             block = os.read(fd, min(left, wire.BLOCK))
-            self.put(wire.DATA, block)
+            self.tell(wire.DATA, block, info)
 
 
 def serve(root: int, questions: int, answers: int) -> None:
@@ -161,24 +159,24 @@ def serve(root: int, questions: int, answers: int) -> None:
     are Trouble.RACED. What no entry is to blame for (no descriptors left, a broken disk) is the last frame.
     """
     server = _Server(root, answers)
+    asked = b""
+    need = wire.QUESTION.size
     try:
-        while head := _read_exactly(questions, wire.QUESTION.size):
-            letter, length = wire.QUESTION.unpack(head)
-            server.answer(letter, _read_exactly(questions, length))
+        while True:
+            while len(asked) < need:
+                server.flush()  # now and not after each answer: who asks ahead is woken once
+                part = os.read(questions, _FULL)
+                if not part:
+                    return
+                asked += part
+            letter, length = wire.QUESTION.unpack_from(asked)
+            need = wire.QUESTION.size + length
+            if len(asked) >= need:
+                server.answer(letter, asked[wire.QUESTION.size : need])
+                asked, need = asked[need:], wire.QUESTION.size
     except OSError as err:
         server.put(wire.FAILED, str(err).encode("utf-8", "replace")[:1000])
         server.flush()
-
-
-def _read_exactly(fd: int, count: int) -> bytes:
-    """As many bytes, or none at the end."""
-    data = b""
-    while len(data) < count:
-        part = os.read(fd, count - len(data))
-        if not part:
-            return b""
-        data += part
-    return data
 
 
 def _close(level: _Level) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 from overlayrun.layers import wire
 from overlayrun.layers.wire import TROUBLES, Channel, FileInfo, Frame, Trouble, lie
 
-_BATCH: Final = 1 << 15  # bytes of names in one question: it fits into an empty pipe
+# Bytes of names in one question. Two questions fit into the smallest pipe (a page, where the user's share is
+# used up), so that we never wait for a reader who waits for us.
+_BATCH: Final = 1536
+_NO_MORE: Final[list[bytes]] = []
 
 
 class Opened(NamedTuple):
@@ -94,24 +98,25 @@ def walk_upper(
     Raises SnapshotError, LimitReached, and what the visitor raises.
     """
     walk = _Walk(channel, visitor, largest)
+    levels: list[_Level[State]] = []
+    name: bytes | None = b""
     channel.ask(wire.DESCEND)
-    opened = walk.opened()
-    if isinstance(opened, Trouble):
-        raise lie("no layer")
-    levels = [walk.listed(top(opened))]
-    while levels:
-        level = levels[-1]
-        if not level.below:
-            levels.pop()
-            channel.ask(wire.LEAVE)
-            continue
-        name = level.below.pop()
-        channel.ask(wire.DESCEND, name)
+    while name is not None:
         opened = walk.opened()
         if isinstance(opened, Trouble):
-            visitor.trouble(level.state, name, opened)
-        else:
-            levels.append(walk.listed(visitor.enter(level.state, name, opened)))
+            if not levels:
+                raise lie("no layer")
+            visitor.trouble(levels[-1].state, name, opened)
+            name = walk.go_on(levels)
+            continue
+        level = _Level(visitor.enter(levels[-1].state, name, opened) if levels else top(opened))
+        batches = [*_batches(walk.listed(level)), _NO_MORE]
+        levels.append(level)
+        name = walk.ask_ahead(levels, batches[0])
+        for batch, following in pairwise(batches):
+            # The next question is there before the answers to this one are read: nobody waits for nobody.
+            name = walk.ask_ahead(levels, following)
+            walk.read(level.state, batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +134,9 @@ class _Walk(Generic[State]):
             raise lie(f"{frame.letter!a} for a directory")
         return Opened(bool(frame.info.mode), None if frame.info.size < 0 else frame.payload)
 
-    def listed(self, state: State) -> _Level[State]:
-        """Take a listing in, then read what is wanted of it."""
-        level = _Level(state)
+    def listed(self, level: _Level[State]) -> list[bytes]:
+        """Take a listing in, and give what is to be read of it: a letter for its kind, then the name."""
+        state = level.state
         wanted: list[bytes] = []
         while (frame := self.channel.frame()).letter != wire.END:
             name = frame.payload
@@ -145,23 +150,31 @@ class _Walk(Generic[State]):
                 self._entry(level, name, frame.info, wanted)
             else:
                 raise lie(f"{frame.letter!a} in a listing")
-        for batch in _batches(wanted):
-            self._read(state, batch)
-        return level
+        return wanted
 
-    def _entry(self, level: _Level[State], name: bytes, info: FileInfo, wanted: list[bytes]) -> None:
-        kind = stat.S_IFMT(info.mode)
-        if kind not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
-            raise lie("neither file nor link nor directory")
-        if not self.visitor.wants(level.state, name, info):
-            return
-        if kind == stat.S_IFDIR:
-            level.below.append(name)
-        else:
-            wanted.append((wire.LINK if kind == stat.S_IFLNK else wire.FILE) + name)
-
-    def _read(self, state: State, batch: list[bytes]) -> None:
+    def ask_ahead(self, levels: list[_Level[State]], batch: list[bytes]) -> bytes | None:
+        """Ask for the files of a batch, or where there is none go on as `go_on` does."""
+        if not batch:
+            return self.go_on(levels)
         self.channel.ask(wire.READ, wire.BOUND.pack(self.largest) + b"\0".join(batch))
+        return b""
+
+    def go_on(self, levels: list[_Level[State]]) -> bytes | None:
+        """Ask for the next directory and give its name, None after the last; its level is then the last."""
+        finished = 0
+        while levels and not levels[-1].below:
+            levels.pop()
+            finished += 1
+        if not levels:
+            return None
+        name = levels[-1].below.pop()
+        if finished:
+            self.channel.ask(wire.LEAVE, wire.COUNT.pack(finished))
+        self.channel.ask(wire.DESCEND, name)
+        return name
+
+    def read(self, state: State, batch: list[bytes]) -> None:
+        """The answers about a batch."""
         for wanted in batch:
             kind, name = wanted[:1], wanted[1:]
             frame = self.channel.frame()
@@ -175,6 +188,17 @@ class _Walk(Generic[State]):
                 self.visitor.deleted(state, name)
             else:
                 self._file(state, name, frame)
+
+    def _entry(self, level: _Level[State], name: bytes, info: FileInfo, wanted: list[bytes]) -> None:
+        kind = stat.S_IFMT(info.mode)
+        if kind not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
+            raise lie("neither file nor link nor directory")
+        if not self.visitor.wants(level.state, name, info):
+            return
+        if kind == stat.S_IFDIR:
+            level.below.append(name)
+        else:
+            wanted.append((wire.LINK if kind == stat.S_IFLNK else wire.FILE) + name)
 
     def _link(self, state: State, name: bytes, frame: Frame) -> None:
         if frame.letter != wire.LINK or not frame.payload or b"\0" in frame.payload:

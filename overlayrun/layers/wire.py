@@ -19,7 +19,8 @@ from overlayrun.errors import SnapshotError
 # Questions: a letter and the number of bytes that follow.
 QUESTION: Final = struct.Struct("<cI")
 DESCEND: Final = b"D"  # into a directory by its name, at first into the layer itself by none; list it
-LEAVE: Final = b"U"  # the directory; no answer
+LEAVE: Final = b"U"  # COUNT directories; no answer
+COUNT: Final = struct.Struct("<I")
 READ: Final = b"R"  # BOUND, then names after a letter (FILE, LINK) that says what they are, NUL between them
 BOUND: Final = struct.Struct("<Q")  # bytes of a file; a larger one counts as raced
 
@@ -123,14 +124,17 @@ class Channel:
 
     def frame(self) -> Frame:
         """The next frame. Raises SnapshotError, LimitReached."""
-        letter, length, *numbers = HEADER.unpack(self._take(HEADER.size))
+        if self._at + HEADER.size > len(self._data):
+            self._fill(HEADER.size)
+        letter, length, *numbers = HEADER.unpack_from(self._data, self._at)
+        self._at += HEADER.size
         if length > _LONGEST.get(letter, -1):
             raise lie(f"a frame {letter!a} of {length} bytes")
-        payload = self._take(length)
+        payload = self._take(length) if length else b""
         if letter == FAILED:
             words = ascii(payload.decode("utf-8", "replace"))[1:-1]
             raise SnapshotError(f"the changed files could not be read; {KEPT}", details=words)
-        return Frame(letter, FileInfo(*numbers), payload)
+        return Frame(letter, FileInfo._make(numbers), payload)
 
     def _take(self, count: int) -> bytes:
         if self._at + count > len(self._data):
@@ -155,11 +159,10 @@ class Channel:
         rest = memoryview(bytes(self._asked))
         self._asked.clear()
         while rest:
-            self._wait(self._questions, select.POLLOUT)
             try:
                 rest = rest[os.write(self._questions, rest) :]
             except BlockingIOError:
-                continue
+                self._wait(self._questions, select.POLLOUT)
             except BrokenPipeError:
                 return  # it has ended; what it said last tells why
 
@@ -169,7 +172,7 @@ class Channel:
         poll.register(fd, event)
         if left > 0 and poll.poll(min(left, _SILENCE) * 1000):
             return
-        seconds = min(self._seconds or _SILENCE, _SILENCE)
+        seconds = _SILENCE if self._seconds is None else min(self._seconds, _SILENCE)
         raise LimitReached(f"reading the changed files took more than {seconds:g} s")
 
     def _death(self) -> SnapshotError:

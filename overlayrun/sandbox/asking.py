@@ -25,6 +25,7 @@ _WORDS: Final = {
     PTRACE: "asked to look into another process, which the sandbox refuses",
 }
 _TRACING: Final = ("process_vm_readv", "process_vm_writev", "ptrace")
+_LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.+")
 _MOST: Final = 8  # names an option
 
 

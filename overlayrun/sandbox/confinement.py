@@ -84,12 +84,11 @@ def confine(confinement: Confinement, *, is_filtered: bool = False) -> None:
     if "seccomp" not in off and not is_filtered:
         seccomp.install(filter_program(confinement, heard=False))
     if "capabilities" not in off:
-        # Who is root inside may map root into a namespace of his own by this one alone (user_namespaces(7)). It
+        # Who is root inside needs this one to map root into a namespace of his own (user_namespaces(7)). It
         # gives nothing outside: such file capabilities hold where nobody is root, and no mount honours them.
         maps_root = confinement.userns and os.geteuid() == 0
         namespaces.drop_capabilities(but=abi.CAP_SETFCAP if maps_root else None)
-    if "close-range" not in off:
-        syscalls.close_range(3)
+    syscalls.close_range(3)
 
 
 def leave_keyring(confinement: Confinement) -> None:

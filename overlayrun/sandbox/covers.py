@@ -34,34 +34,34 @@ def hiding_layer(names: Iterable[str], below: str) -> int:
     finally:
         os.close(context)
     try:
-        _fill(f"/proc/self/fd/{layer}", names, below)
+        _fill(layer, names, below)
     except OSError:
         os.close(layer)
         raise
     return layer
 
 
-def _fill(top: str, names: Iterable[str], below: str) -> None:
-    _like(top, below)
-    made = {""}
+def _fill(layer: int, names: Iterable[str], below: str) -> None:
+    _like(layer, ".", below)
+    made: set[str] = set()
     hidden: set[str] = set()
     for name in sorted(names):  # so that a directory comes before what is in it
-        parents = [name[:at] for at in range(len(name)) if name[at] == "/"]
+        parents = [name[:at] for at in range(len(name)) if name[at] == "/"] if "/" in name else []
         if not hidden.isdisjoint(parents):
             continue
         for parent in parents:
             if parent not in made:
-                os.mkdir(f"{top}/{parent}")
-                _like(f"{top}/{parent}", f"{below}/{parent}")
+                os.mkdir(parent, dir_fd=layer)
+                _like(layer, parent, f"{below}/{parent}")
                 made.add(parent)
-        write_whiteout(None, f"{top}/{name}")
+        write_whiteout(layer, name)
         hidden.add(name)
 
 
-def _like(path: str, model: str) -> None:
+def _like(layer: int, name: str, model: str) -> None:
     info = os.stat(model)
-    os.chmod(path, stat.S_IMODE(info.st_mode))
-    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    os.chmod(name, stat.S_IMODE(info.st_mode), dir_fd=layer)
+    os.utime(name, ns=(info.st_atime_ns, info.st_mtime_ns), dir_fd=layer)
 
 
 def cover(paths: Iterable[str]) -> None:

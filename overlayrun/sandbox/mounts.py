@@ -11,6 +11,7 @@ import os
 
 from overlayrun.errors import MountError
 from overlayrun.kernel import abi, syscalls
+from overlayrun.sandbox.limits import tmpfs_data
 from overlayrun.sandbox.plan import Bind, Devices, Overlay, Processes, ReadOnlyDisk, Tmpfs
 
 TYPE_CHECKING = False
@@ -226,9 +227,9 @@ def _attach(layer: Layer, opened: list[int]) -> None:
         syscalls.mount_setattr("/", abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID, recursive=True)
     elif isinstance(layer, Tmpfs):
         _make_target(layer.target, directory=True)
-        _mount_tmpfs(layer.target, f"mode={layer.mode:o}")
+        _mount_tmpfs(layer.target, tmpfs_data(layer.mode, layer.kind, layer.memory))
     elif isinstance(layer, Devices):
-        _attach_devices(opened)
+        _attach_devices(opened, layer.memory)
     elif isinstance(layer, Processes):
         syscalls.mount("proc", "/proc", "proc", abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC)
     elif opened:
@@ -257,8 +258,8 @@ def _make_target(target: str, *, directory: bool) -> None:
         os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def _attach_devices(opened: list[int]) -> None:
-    _mount_tmpfs("/dev", "mode=755")
+def _attach_devices(opened: list[int], memory: int | None) -> None:
+    _mount_tmpfs("/dev", tmpfs_data(0o755, "small"))
     for device, fd in zip((*_DEVICES, "console"), opened, strict=False):  # the console only if there is one
         _make_target(f"/dev/{device}", directory=False)
         _move(fd, f"/dev/{device}")
@@ -267,6 +268,6 @@ def _attach_devices(opened: list[int]) -> None:
     syscalls.mount(
         "devpts", "/dev/pts", "devpts", abi.MS_NOSUID | abi.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=620"
     )
-    _mount_tmpfs("/dev/shm", "mode=1777")
+    _mount_tmpfs("/dev/shm", tmpfs_data(0o1777, "shm", memory))
     for name, target in _LINKS:
         os.symlink(target, f"/dev/{name}")

@@ -18,27 +18,31 @@ class ReadOnlyDisk:
 
 
 class Tmpfs:
-    """An empty private directory in memory."""
+    """An empty private directory in memory. kind, memory: its size, see `limits.tmpfs_data`."""
 
-    __slots__ = ("mode", "name", "target")
+    __slots__ = ("kind", "memory", "mode", "name", "target")
 
-    def __init__(self, name: str, target: str, *, mode: int = 0o755) -> None:
+    def __init__(self, name: str, target: str, *, mode: int = 0o755, kind: str = "small") -> None:
         self.name = name
         self.target = target
         self.mode = mode
+        self.kind = kind
+        self.memory: int | None = None
 
 
 class Devices:
     """A private /dev: null, zero, full, random, urandom, tty, and terminals and shared memory of its own.
 
-    console: the user's terminal, shown as /dev/console, so that ttyname(3) finds a name for it.
+    console: the user's terminal, shown as /dev/console, so that ttyname(3) finds a name for it. memory: for
+    the size of shared memory, see `limits.tmpfs_data`.
     """
 
-    __slots__ = ("console",)
+    __slots__ = ("console", "memory")
     name = "private /dev"
 
     def __init__(self, console: str | None) -> None:
         self.console = console
+        self.memory: int | None = None
 
 
 class Processes:
@@ -115,7 +119,7 @@ class View:
     live: (path, upper, work) of ignored directories that show the user's own.
     passed: (path, names that are kept back) that the command shares with the host, read-write.
     binds: (source, writable) of the user's. ssh_agent: the user's socket.
-    closed: directories above the workspace or HOME that a run by root could not pass through.
+    memory: the run's limit in bytes.
     """
 
     __slots__ = (
@@ -132,6 +136,7 @@ class View:
         "homes",
         "live",
         "masked",
+        "memory",
         "name_servers",
         "objects",
         "passed",
@@ -170,6 +175,7 @@ class View:
         self.closed: list[str] = []
         self.name_servers: str | None = None
         self.console: str | None = None
+        self.memory: int | None = None
 
 
 def writable_places(layers: Sequence[Layer]) -> list[str]:
@@ -192,8 +198,9 @@ def sandbox_plan(view: View, without: frozenset[str] = frozenset()) -> list[Laye
     """
     groups: list[tuple[str, list[Layer]]] = [
         ("read-only", [ReadOnlyDisk()]),
-        ("tmp", [Tmpfs(f"private {path}", path, mode=0o1777) for path in ("/tmp", "/var/tmp")]),
-        ("", [Tmpfs("private /run", "/run")]),
+        ("tmp", [Tmpfs("private /tmp", "/tmp", mode=0o1777, kind="tmp")]),
+        ("tmp", [Tmpfs("private /var/tmp", "/var/tmp", mode=0o1777, kind="var-tmp")]),
+        ("", [Tmpfs("private /run", "/run", kind="run")]),
         ("dev", [Devices(view.console)]),
         ("masks", list(_homes(view))),
         ("", [Tmpfs("way to the workspace", path) for path in view.closed]),
@@ -203,7 +210,11 @@ def sandbox_plan(view: View, without: frozenset[str] = frozenset()) -> list[Laye
         ("masks", [Masks(view.covered)] if view.covered else []),
         ("proc", [Processes()]),
     ]
-    return [layer for switch, group in groups if switch not in without for layer in group]
+    layers = [layer for switch, group in groups if switch not in without for layer in group]
+    for layer in layers:
+        if isinstance(layer, (Tmpfs, Devices)):
+            layer.memory = view.memory
+    return layers
 
 
 def _workspace(view: View) -> list[Layer]:

@@ -10,6 +10,7 @@ kernel marks the numbers that are allowed whatever the arguments and does not ru
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import struct
 
@@ -34,8 +35,9 @@ _REFUSED: Final = (
     "move_pages name_to_handle_at open_by_handle_at perf_event_open pidfd_getfd quotactl quotactl_fd "
     "reboot request_key settimeofday swapoff swapon syslog userfaultfd uselib vhangup"
 ).split()
-# ENOSYS, in every mode: its operations pass no filter; libuv and others go on without it.
-_MISSING: Final = ("io_uring_enter", "io_uring_register", "io_uring_setup")
+# ENOSYS, in every mode: their operations pass no filter, or their arguments lie in memory; libuv and others
+# go on without them.
+_MISSING: Final = ("io_uring_enter", "io_uring_register", "io_uring_setup", "openat2")
 # EPERM, but for --allow-ptrace.
 _TRACING: Final = ("process_vm_readv", "process_vm_writev", "ptrace")
 # EPERM, but for --allow-userns.
@@ -143,7 +145,7 @@ def install(program: bytes) -> None:
 
 
 def listen(program: bytes) -> int:
-    """As `install`, for a `heard` program; gives the descriptor on which `asking.Asked` hears. Raises OSError."""
+    """As `install`, for a `heard` program; gives the descriptor on which `asking.Asked` hears."""
     return syscalls.seccomp(
         program, abi.SECCOMP_FILTER_FLAG_SPEC_ALLOW | abi.SECCOMP_FILTER_FLAG_NEW_LISTENER
     )
@@ -154,6 +156,12 @@ def _spans(numbers: Mapping[str, int], refusal: Code, *, ptrace: bool, userns: b
     chosen = dict.fromkeys(_REFUSED, _EPERM) | dict.fromkeys(_MISSING, _ENOSYS)
     chosen |= {"ioctl": _when_one_of(1, _TERMINAL_REQUESTS, _EPERM), "personality": _personality()}
     chosen |= {"socket": _socket(), "socketpair": _socket()}
+    # No set-uid file: in a directory that is shared with the host another user could run it. Set-gid is let
+    # through: Debian's own directories have it, and who copies them wants to keep it.
+    chosen |= {name: _when_bits(1, stat.S_ISUID, _EPERM) for name in ("chmod", "fchmod", "creat")}
+    chosen |= {name: _when_bits(2, stat.S_ISUID, _EPERM) for name in ("fchmodat", "fchmodat2")}
+    chosen |= {"open": _when_made(1), "openat": _when_made(2)}
+    chosen |= {"mknod": _when_bits(1, stat.S_ISUID, _EPERM), "mknodat": _when_bits(2, stat.S_ISUID, _EPERM)}
     if not ptrace:
         chosen |= dict.fromkeys(_TRACING, refusal)
     if not userns:
@@ -234,7 +242,15 @@ def _socket() -> Code:
     return [_argument(0), *_equal_to_one_of(_FAMILIES, [_ALLOW], other)]
 
 
+def _when_made(index: int) -> Code:
+    """The mode that follows the flags of open(2) counts where a file is made."""
+    made = os.O_CREAT | os.O_TMPFILE & ~os.O_DIRECTORY
+    code = _when_bits(index + 1, stat.S_ISUID, _EPERM)
+    return [_argument(index), (abi.BPF_IF_BITS, 1, 0, made), _ALLOW, *code]
+
+
 def _device(index: int) -> Code:
     """No device files: without rights the kernel lets one alone be made, the whiteout of overlayfs."""
     kind = (abi.BPF_AND, 0, 0, 0o170000)  # S_IFMT
-    return [_argument(index), kind, *_equal_to_one_of((stat.S_IFCHR, stat.S_IFBLK), _EPERM, [_ALLOW])]
+    devices = _equal_to_one_of((stat.S_IFCHR, stat.S_IFBLK), _EPERM, [_ALLOW])
+    return [_argument(index), (abi.BPF_IF_BITS, 0, 1, stat.S_ISUID), *_EPERM, kind, *devices]

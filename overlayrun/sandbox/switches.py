@@ -31,7 +31,6 @@ LAYERS: Final[Mapping[str, str]] = {
     "dumpable": "pid 1 can't be looked into",
     "landlock": "a second barrier behind the mounts",
     "seccomp": "system calls that lead out are refused",
-    "close-range": "no descriptor of ours is left open",
 }
 
 

@@ -11,8 +11,9 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from overlayrun.errors import StoreError
@@ -29,6 +30,9 @@ _SAYS_HEAD: Final = ("HEAD", "packed-refs")
 # By upper: what its refs looked like when HEAD was found where it had been, so that a supervisor, which
 # takes many snapshots, need not ask inside again (two forks and a git process, 8 ms).
 _UNMOVED: Final[dict[str, tuple[object, CommitId | None]]] = {}
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DEEPEST_REF: Final = 32
+_MOST_REFS: Final = 10_000
 _ID: Final = re.compile(rb"[0-9a-f]{40}")
 # One mode and id for each parent, then those of the commit (git-diff-tree(1), "diff format for merges").
 _CHANGE: Final = re.compile(rb":+(?:[0-7]{6} )+([0-7]{6})(?: [0-9a-f]+)+ [A-Z]+")
@@ -96,21 +100,46 @@ def _words(err: Exception) -> str:
     return f"{err}: {details.splitlines()[-1]}" if details else str(err)
 
 
-def _ref_marks(agent_git: str) -> tuple[tuple[str, int, int, int], ...]:
-    """Stat data of every file that says where HEAD is; no writer can set a change time."""
-    found = []
-    for name in (*_SAYS_HEAD, *_below(f"{agent_git}/refs", "refs")):
-        try:
-            info = os.lstat(f"{agent_git}/{name}")
-        except OSError:
-            continue
-        found.append((name, info.st_ino, info.st_size, info.st_ctime_ns))
-    return tuple(found)
+def _ref_marks(agent_git: str) -> object:
+    """Stat data of every file that says where HEAD is; no writer can set a change time.
+
+    Equal to nothing else where there are too many. The agent may be at work there: by descriptors, and no
+    link is followed.
+    """
+    found: list[tuple[str, int, int, int]] = []
+    fd = os.open(agent_git, _DIRECTORY)
+    try:
+        for name in _SAYS_HEAD:
+            with suppress(OSError):
+                found.append(_mark(name, os.stat(name, dir_fd=fd, follow_symlinks=False)))
+        is_whole = _mark_below(fd, "refs", found, _DEEPEST_REF)
+    finally:
+        os.close(fd)
+    return tuple(found) if is_whole else object()
 
 
-def _below(directory: str, name: str) -> Iterator[str]:
-    for place, _, files in os.walk(directory):
-        yield from (f"{name}{place[len(directory) :]}/{file}" for file in files)
+def _mark(name: str, info: os.stat_result) -> tuple[str, int, int, int]:
+    return (name, info.st_ino, info.st_size, info.st_ctime_ns)
+
+
+def _mark_below(parent: int, name: str, found: list[tuple[str, int, int, int]], levels: int) -> bool:
+    """Add the marks of what is in a directory, and below; whether that was all."""
+    try:
+        fd = os.open(os.path.basename(name), _DIRECTORY, dir_fd=parent)
+    except OSError:
+        return True
+    try:
+        with os.scandir(fd) as entries:
+            listed = list(islice(entries, _MOST_REFS))
+        found += [_mark(f"{name}/{entry.name}", entry.stat(follow_symlinks=False)) for entry in listed]
+        below = [f"{name}/{entry.name}" for entry in listed if entry.is_dir(follow_symlinks=False)]
+        if len(found) >= _MOST_REFS or (below and not levels):
+            return False
+        return all(_mark_below(fd, path, found, levels - 1) for path in below)
+    except OSError:  # it changes just now
+        return False
+    finally:
+        os.close(fd)
 
 
 def _may_have_commits(agent_git: str) -> bool:

@@ -23,8 +23,8 @@ class Run:
     """One launch of a command.
 
     started, ended: seconds since the epoch. status: as a shell shows it, None while open.
-    boot: the kernel's boot id, so that a power cut is told from a kill. blocked: times by what the network did
-    not let through.
+    boot: the kernel's boot id, so that a power cut is told from a kill. blocked: times by what the network
+    did not let through.
     """
 
     __slots__ = ("blocked", "boot", "command", "ended", "number", "started", "status")

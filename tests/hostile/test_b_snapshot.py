@@ -78,7 +78,14 @@ def test_case_042_names_with_control_characters(world: World, made: Attack) -> N
 
 
 def test_case_043_names_that_meet_on_other_disks(tree: dict[str, str]) -> None:
-    assert tree.keys() >= {"names/README", "names/readme", "names/é", "names/é", "names/CON", "names/a:b"}
+    assert tree.keys() >= {
+        "names/README",
+        "names/readme",
+        "names/\u00e9",
+        "names/e\u0301",
+        "names/CON",
+        "names/a:b",
+    }
 
 
 def test_case_045_setuid_is_not_carried(world: World, made: Attack, tree: dict[str, str]) -> None:

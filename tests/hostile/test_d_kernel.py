@@ -23,7 +23,7 @@ def called(world: World) -> Iterator[Attack]:
             if address == "agent.sock":  # by a short path: a socket's may have 107 bytes at most
                 here = os.getcwd()
                 os.chdir(world.home)
-                stack.callback(lambda: (world.home / ".agent.sock").unlink())
+                stack.callback((world.home / ".agent.sock").unlink)
                 server.bind(".agent.sock")
                 os.chdir(here)
             else:
@@ -64,7 +64,9 @@ def test_case_069_calls_that_nobody_needs(called: Attack) -> None:
 
 def test_case_070_odd_socket_families(called: Attack) -> None:
     tried = called.part("70 sockets")
-    assert {name: how for name, how in tried.items() if how not in {"EPERM", "EAFNOSUPPORT", "EPROTONOSUPPORT"}} == {}
+    assert {
+        name: how for name, how in tried.items() if how not in {"EPERM", "EAFNOSUPPORT", "EPROTONOSUPPORT"}
+    } == {}
     assert called.part("70 ordinary sockets") == "ok"
 
 
@@ -201,7 +203,13 @@ def test_case_075_standard_streams_can_not_be_opened_again(world: World) -> None
             told[f"{fd} cut"] = False
     print("after"); print(json.dumps(told)); print(input())
     """
-    words = [*world.words("streams"), "--", "python3", "-c", "\n".join(line[4:] for line in script.splitlines())]
+    words = [
+        *world.words("streams"),
+        "--",
+        "python3",
+        "-c",
+        "\n".join(line[4:] for line in script.splitlines()),
+    ]
     import subprocess
 
     with world.watched("streams") as watch, log.open("ab") as out, given.open("rb") as typed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import time
 from pathlib import Path
@@ -39,9 +38,7 @@ def test_case_092_memory(world: World) -> None:
         "import os; open('work', 'w').write('w'); os.fork()\n"
         "kept = []\nwhile len(kept) < 600: kept.append(b'x' * (1 << 20))\nopen('had', 'w').write('all')"
     )
-    attack = world.attack(
-        ["python3", "-c", program], "--memory", "200M", "--timeout", "50", branch="memory"
-    )
+    attack = world.attack(["python3", "-c", program], "--memory", "200M", "--timeout", "50", branch="memory")
     attack.assert_sound()
     assert attack.done.code != 0, str(attack.done)
     assert "memory" in "\n".join(attack.done.ours), str(attack.done)
@@ -164,7 +161,6 @@ def test_case_099_two_files_of_one_line_each(world: World) -> None:
 
 def test_requests_without_end_do_not_grow_the_supervisor(world: World) -> None:
     """The inner control socket: endless lines, hundreds of silent clients, sent descriptors, deep JSON."""
-    program = r"""
 import json, os, socket, time
 path = os.environ["OVERLAYRUN_SOCKET"]
 end = time.monotonic() + 10
@@ -203,7 +199,7 @@ print(json.dumps(answers))
 """
     with (
         world.watched("flooded") as watch,
-        world.repo.started(*world.words("flooded"), "--", "python3", "-c", program) as run,
+        world.repo.started(*world.words("flooded"), "--", "python3", f"{world.payloads}/flood_control.py") as run,
     ):
         assert _memory_until_end(run) < 200
         assert run.end() == 0, run.text()

@@ -22,7 +22,12 @@ _NOT_FOR_AGENTS = {
     "XDG_RUNTIME_DIR": "/run/user/1000",
     "DOCKER_HOST": "unix:///run/docker.sock",
 }
-_NOT_FOR_UNATTENDED = {"PYTHONPATH": "/nowhere", "BASH_ENV": "/nowhere", "EDITOR": "vi", "OPENAI_API_KEY": "s"}
+_NOT_FOR_UNATTENDED = {
+    "PYTHONPATH": "/nowhere",
+    "BASH_ENV": "/nowhere",
+    "EDITOR": "vi",
+    "OPENAI_API_KEY": "s",
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,9 @@ def strict(world: World, taken: Attack) -> Attack:
 
 def _unreadable(attack: Attack) -> None:
     seen = attack.part("100 secrets")
-    assert [path for path, how in seen.items() if how not in {"ENOENT", "EACCES", "EPERM", "ENOTDIR", ""}] == []
+    assert [
+        path for path, how in seen.items() if how not in {"ENOENT", "EACCES", "EPERM", "ENOTDIR", ""}
+    ] == []
 
 
 def test_case_100_secrets(taken: Attack) -> None:
@@ -69,7 +76,14 @@ def test_case_100_secrets_unattended(strict: Attack) -> None:
 def test_case_101_dotfiles(world: World, taken: Attack) -> None:
     """They can be written; Z2 sees that the user's own stay, and nothing new appears."""
     assert ".bashrc" in taken.part("101 dotfiles")
-    for name in (".config/autostart", ".config/systemd", ".ssh/authorized_keys", ".vimrc", ".npmrc", ".config/git"):
+    for name in (
+        ".config/autostart",
+        ".config/systemd",
+        ".ssh/authorized_keys",
+        ".vimrc",
+        ".npmrc",
+        ".config/git",
+    ):
         assert not (world.home / name).exists(), name
 
 
@@ -101,8 +115,12 @@ def test_case_103_environment(world: World, taken: Attack) -> None:
 
 def test_case_103_environment_unattended(strict: Attack) -> None:
     seen = strict.part("103 environment")
-    own = {name for name in seen if name.startswith(("OVERLAYRUN_", "OLR_", "COMPOSE_")) or "PROXY" in name.upper()}
-    wanted = "PATH HOME USER LOGNAME SHELL TERM LANG TZ COLORTERM PWD PWN TMPDIR SHLVL _".split()
+    own = {
+        name
+        for name in seen
+        if name.startswith(("OVERLAYRUN_", "OLR_", "COMPOSE_")) or "PROXY" in name.upper()
+    }
+    wanted = "PATH HOME USER LOGNAME SHELL TERM LANG TZ COLORTERM PWD PWN TMPDIR SHLVL TAR_OPTIONS _".split()
     assert {name for name in seen if not name.startswith("LC_")} - own <= set(wanted)
 
 

@@ -150,7 +150,9 @@ def test_a_link_that_came_home_is_not_written_through(world: World, victim: Vict
         repo.git("reset", "--quiet", "--hard")
         repo.git("clean", "--quiet", "-d", "--force")
         assert before
-    assert (repo.root / "x").exists() is (repo.git("rev-parse", "main") != repo.git("rev-parse", "private/mine"))
+    assert (repo.root / "x").exists() is (
+        repo.git("rev-parse", "main") != repo.git("rev-parse", "private/mine")
+    )
 
 
 def test_overlayruns_own_place_inside_can_not_be_bent(world: World) -> None:
@@ -174,7 +176,16 @@ def test_overlayruns_own_place_inside_can_not_be_bent(world: World) -> None:
 
 def test_names_of_branches_are_no_options_and_no_programs(world: World) -> None:
     """They reach git's command lines: whatever they are, nothing runs and no other ref moves."""
-    names = ("--upload-pack=touch x", "-x", "$(touch x)", "a;touch x", "`touch x`", "@{-1}", "refs/heads/main", "a\nb")
+    names = (
+        "--upload-pack=touch x",
+        "-x",
+        "$(touch x)",
+        "a;touch x",
+        "`touch x`",
+        "@{-1}",
+        "refs/heads/main",
+        "a\nb",
+    )
     for name in names:
         with world.watched("none") as watch:
             done = world.repo.overlayrun("-b", name, "--", "sh", "-c", "echo w >w")

@@ -13,7 +13,10 @@ from hostile.world import World
 def test_case_143_nobody_inside_is_the_hosts_root(world: World) -> None:
     """From outside the command's user is never 0, and what only root reads stays closed."""
     script = "echo ready; head -c 9 /etc/shadow 2>/dev/null; read line; echo w >work"
-    with world.watched("root") as watch, world.repo.started(*world.words("root"), "--", "sh", "-c", script) as run:
+    with (
+        world.watched("root") as watch,
+        world.repo.started(*world.words("root"), "--", "sh", "-c", script) as run,
+    ):
         run.expect("ready")
         inside = [
             path

@@ -66,9 +66,11 @@ _DOTFILES: Final = (".bashrc", ".profile", ".zshrc", ".local/bin/git")
 _HOST_GIT: Final = """
 set -e
 git status; git diff; git log -p --all -3; git stash list; git branch -a; git submodule status
-git worktree add -q --detach "$SCRATCH" "$BRANCH"
-cd "$SCRATCH"; git status; git add -A; git diff HEAD; cd "$ROOT"
-git worktree remove --force "$SCRATCH"
+for branch; do
+    git worktree add -q --detach "$SCRATCH" "$branch"
+    cd "$SCRATCH"; git status; git add -A; git diff HEAD; cd "$ROOT"
+    git worktree remove --force "$SCRATCH"
+done
 """
 # Every command in a process of its own, but pygit2 and click are imported once for all.
 _OURS: Final = """
@@ -102,14 +104,12 @@ class Attack:
     """One run of hostile code and what was found on the host afterwards.
 
     report: what the payload said, by probe. broken: sentences, one for each promise that did not hold.
-    merged: how `overlayrun merge` of the branch into one of its own ended.
     """
 
     branch: str
     done: Done
     report: dict[str, Any] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
-    shown: dict[str, Done] = field(default_factory=dict)
 
     def part(self, name: str) -> Any:
         assert name in self.report, f"the payload did not get to {name}: {self.done}"
@@ -231,24 +231,24 @@ class World:
         return Watch(self, branch)
 
     def examine(self, attack: Attack, *, sound: bool = True) -> None:
-        """Z1, Z3, Z4, Z6, Z7 after a run."""
-        attack.broken += [*_of_output(attack.done), *self._after_git(attack), *self._after_ours(attack)]
-        attack.broken += [*self._of_store(sound=sound)]
+        """Z3, Z4, Z6, Z7 after a run; Z1 as far as the run itself could break it."""
+        attack.broken += [*_of_output(attack.done), *self._of_store(sound=sound)]
         if planted := os.listdir(self.pwn):
             attack.broken.append(f"Z1: the agent's code ran on the host: {planted}")
 
-    def done_of(self, run: Running) -> Done:
-        """How a started run ended; its log holds both streams."""
-        return Done(run.process.returncode, "", run.text())
+    def use_everything(self) -> list[str]:
+        """Z1, with Z6 and Z7 of each command: what a user does on the host with every branch, once it is there."""
+        branches = [name for name in self.repo.records() if f"refs/heads/{name}" in self.repo.refs()]
+        broken = [*self._use_git(branches), *self._use_ours(branches)]
+        if planted := os.listdir(self.pwn):
+            broken.append(f"Z1: the agent's code ran on the host: {planted}")
+        return broken
 
-    def _after_git(self, attack: Attack) -> Iterator[str]:
-        if f"refs/heads/{attack.branch}" not in self.repo.refs():
-            return
-        place = {"SCRATCH": f"{self.place}/scratch", "BRANCH": attack.branch, "ROOT": str(self.repo.root)}
+    def _use_git(self, branches: Sequence[str]) -> Iterator[str]:
         done = subprocess.run(
-            ["sh", "-c", _HOST_GIT],
+            ["sh", "-c", _HOST_GIT, "sh", *branches],
             cwd=self.repo.root,
-            env={**self.repo.env, **place},
+            env={**self.repo.env, "SCRATCH": f"{self.place}/scratch", "ROOT": str(self.repo.root)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -257,29 +257,25 @@ class World:
         if done.returncode:
             yield f"Z1: git on the host ended with {done.returncode}: {done.stderr[-300:]!r}"
 
-    def _after_ours(self, attack: Attack) -> Iterator[str]:
-        if attack.branch not in self.repo.records():
-            return
-        landing = f"landing/{attack.branch}"
-        self.repo.git("branch", "--force", landing, "main")
-        name = attack.branch
-        diff, merge = self.ours([["diff", "--stat", name], ["merge", *MERGE_ANYWAY, "--into", landing, name]])
-        attack.shown = {"diff": diff, "merge": merge}
-        if diff.code:
-            yield f"Z1: overlayrun diff: {diff}"
-        for verb, done in attack.shown.items():
-            yield from (f"{line} ({verb})" for line in _of_output(done, all_ours=True))
-
-    def look_at_everything(self) -> list[str]:
-        """Z1, Z6, Z7 of the commands that only look, for every branch at once."""
+    def _use_ours(self, branches: Sequence[str]) -> Iterator[str]:
         commands = [["status"], ["ls"], ["queue"]]
-        names = enumerate(self.repo.records())
-        commands += [["log" if number % 2 else "show", name] for number, name in names]
-        broken = []
+        for number, name in enumerate(branches):
+            self.repo.git("branch", "--force", f"landing/{name}", "main")
+            commands += [["diff", "--stat", name], ["log" if number % 2 else "show", name]]
+            commands += [["merge", *MERGE_ANYWAY, "--into", f"landing/{name}", name]]
         for words, done in zip(commands, self.ours(commands), strict=True):
-            broken += [f"{line} ({words})" for line in _of_output(done, all_ours=True)]
-            broken += [f"Z1: {words}: {done}"] if done.code else []
-        return broken
+            yield from (f"{line} ({words})" for line in _of_output(done, all_ours=True))
+            if done.code and words[0] != "merge":
+                yield f"Z1: {words}: {done}"
+
+    def merge(self, branch: str, *options: str) -> Done:
+        """Merge a branch into one that stands where main does: nothing else of the repository moves."""
+        self.repo.git("branch", "--force", f"landing/{branch}", "main")
+        return self.repo.overlayrun("merge", *options, "--into", f"landing/{branch}", branch)
+
+    def done_of(self, run: Running) -> Done:
+        """How a started run ended; its log holds both streams."""
+        return Done(run.process.returncode, "", run.text())
 
     def ours(self, commands: Sequence[Sequence[str]]) -> list[Done]:
         """Run several of overlayrun's commands on the host."""
@@ -395,8 +391,7 @@ def make_world(place: Path, *, other: bool = False) -> Iterator[World]:
         if other:
             world.other_branch()
         yield world
-        assert not world.look_at_everything()
-        assert not os.listdir(world.pwn)
+        assert world.use_everything() == []
     finally:
         world.close()
 

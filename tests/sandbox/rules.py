@@ -11,7 +11,11 @@ REFUSED: Final = {
     *"pidfd_getfd quotactl quotactl_fd reboot request_key settimeofday swapoff swapon syslog".split(),
     *"userfaultfd uselib vhangup".split(),
 }
-URING: Final = {"io_uring_setup", "io_uring_enter", "io_uring_register"}
+URING: Final = {"io_uring_setup", "io_uring_enter", "io_uring_register", "openat2"}
+MODE_AT: Final = {
+    **dict.fromkeys(("chmod", "fchmod", "creat", "mknod"), 1),
+    **dict.fromkeys(("fchmodat", "fchmodat2", "mknodat"), 2),
+}
 TRACING: Final = {"ptrace", "process_vm_readv", "process_vm_writev"}
 MOUNTING: Final = {"mount", "umount2", "pivot_root", "chroot", "setns", "sethostname", "setdomainname"}
 MODERN: Final = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from overlayrun.store import pack
-from overlayrun.store.pack import LOOSE_LIMIT, PENDING_BYTES, ObjectWriter, ShortRead, object_id
+from overlayrun.store.pack import LOOSE_LIMIT, PENDING_BYTES, ObjectWriter, ShortRead, object_id, pieces_of
 
 
 @pytest.fixture
@@ -71,11 +71,11 @@ def test_a_file_that_shrinks_is_cut_off_again(repo: Path, tmp_path: Path) -> Non
     (tmp_path / "f").write_bytes(b"x" * 100)
     with open(tmp_path / "f", "rb") as file, ObjectWriter(_objects(repo)) as writer:
         with pytest.raises(ShortRead):
-            writer.add_file(file.fileno(), 101)
+            writer.add_file(pieces_of(file), 101)
         file.seek(0)
-        oid = writer.add_file(file.fileno(), 100)
+        oid = writer.add_file(pieces_of(file), 100)
         file.seek(0)
-        assert writer.add_file(file.fileno(), 100) == oid
+        assert writer.add_file(pieces_of(file), 100) == oid
         writer.finish()
     _git(repo, "fsck", "--strict", "--full")
     assert _git(repo, "cat-file", "blob", oid.hex()) == b"x" * 100

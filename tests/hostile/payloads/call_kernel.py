@@ -243,7 +243,9 @@ def _() -> object:
 
 @probe("77 set-uid programs")
 def _() -> object:
-    status = dict(line.split(":\t", 1) for line in read_some("/proc/self/status").splitlines() if ":\t" in line)
+    status = dict(
+        line.split(":\t", 1) for line in read_some("/proc/self/status").splitlines() if ":\t" in line
+    )
     return {
         "nnp": status["NoNewPrivs"],
         "caps": [status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")],

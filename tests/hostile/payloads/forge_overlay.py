@@ -70,7 +70,10 @@ def _() -> object:
 def _() -> object:
     """Whether a path that a mount names leads to what was just written into an upper."""
     places = [
-        value for options in overlays().values() for key, value in options.items() if key.startswith(("up", "wo"))
+        value
+        for options in overlays().values()
+        for key, value in options.items()
+        if key.startswith(("up", "wo"))
     ]
     return sorted(path for path in places if os.path.lexists(f"{path}/forged/opaque/f"))
 
@@ -83,7 +86,7 @@ def _() -> object:
 @probe("62 mounts")
 def _() -> object:
     here = os.fsencode(os.getcwd())
-    tries = {
+    return {
         "remount /usr": call("mount", b"none", b"/usr", None, 4096 | 32, None),
         "remount /": call("mount", b"none", b"/", None, 4096 | 32, None),
         "umount": call("umount2", here, 2),
@@ -101,7 +104,6 @@ def _() -> object:
         "move_mount": call("move_mount", -100, b"/usr", -100, b"/tmp", 0),
         "mount_setattr": call("mount_setattr", -100, b"/", 0, b"\0" * 32, 32),
     }
-    return tries
 
 
 @probe("62 writable")

@@ -155,7 +155,9 @@ def _() -> object:
     write("content/crlf", b"a\r\nb\r\n")
     write("content/bom", b"\xef\xbb\xbfa\n")
     write("content/line", b"x" * (1 << 21))
-    write("content/lfs", b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n")
+    write(
+        "content/lfs", b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1\n"
+    )
     return "done"
 
 

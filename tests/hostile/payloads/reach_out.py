@@ -160,7 +160,7 @@ def _() -> object:
 
     waiter = threading.Thread(target=wait)
     waiter.start()
-    print("serving", flush=True)
+    print("listening now", flush=True)
     waiter.join(20)
     return "done"
 

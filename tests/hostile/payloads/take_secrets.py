@@ -137,7 +137,10 @@ def _() -> object:
         if os.path.exists(place):
             found.append(place)
     done = subprocess.run(
-        ["find", os.path.dirname(GIVEN["root"]), "-path", "*upper*"], capture_output=True, text=True, check=False
+        ["find", os.path.dirname(GIVEN["root"]), "-path", "*upper*"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return [*found, *done.stdout.split()]
 

@@ -9,7 +9,7 @@ from overlayrun.kernel import namespaces
 from overlayrun.sandbox.confinement import Confinement
 from overlayrun.sandbox.environment import sandbox_environment
 from overlayrun.sandbox.limits import LimitOptions
-from overlayrun.sandbox.plan import CONTROL
+from overlayrun.sandbox.plan import CONTROL, SSH_AGENT
 from overlayrun.sandbox.switches import parse_without
 
 TYPE_CHECKING = False
@@ -29,6 +29,7 @@ def command_of(
         "OVERLAYRUN_BRANCH": record.branch,
         "OVERLAYRUN_ID": record.id,
         "OVERLAYRUN_SOCKET": f"{CONTROL}/control",
+        **({"SSH_AUTH_SOCK": SSH_AGENT} if options.ssh_agent else {}),
         "PWD": cwd,
     }
     without = parse_without(options.without)

@@ -18,6 +18,7 @@ from overlayrun.store.repo import Repo
 from overlayrun.store.trees import SYMLINK, Entry, is_tree
 
 MEANING: Final = "files that run code on your machine when opened or built"
+_LONGEST_RULE: Final = 2048
 _CONTROL: Final = re.compile("[\0-\x1f\x7f]")
 _HELPER: Final = re.compile(r"[A-Za-z0-9]+::")  # gitremote-helpers(7): runs a program of that name
 _UPDATES: Final = frozenset({"checkout", "rebase", "merge", "none"})  # gitmodules(5); `!command` runs one
@@ -29,7 +30,7 @@ class Incoming:
 
     bare: directories, with a slash at the end, that git takes for a repository, and obeys its configuration,
     once somebody stands in them; `./` for the top. unsafe: a printable sentence for each fault of a
-    .gitmodules file.
+    .gitmodules or .gitattributes file.
     """
 
     files: int = 0
@@ -68,14 +69,27 @@ def _is_bare(entries: Mapping[bytes, Entry]) -> bool:
 
 def _faults(repo: Repo, change: Change) -> Iterator[str]:
     name = change.path.rpartition(b"/")[2]
-    if change.after is None or not is_dotgitmodules(name):
+    attributes = name.lower() == b".gitattributes"
+    if change.after is None or not (attributes or is_dotgitmodules(name)):
         return
     shown = printable(change.path.decode("utf-8", "surrogateescape"), one_line=True)
     if change.after[0] == SYMLINK:
         yield f"{shown} is a symlink"
-        return
+    elif attributes:
+        yield from (f"{shown} {fault}" for fault in _attribute_faults(repo, change.after[1].hex()))
+    else:
+        yield from _module_faults(repo, change.after[1].hex(), shown)
+
+
+def _attribute_faults(repo: Repo, oid: str) -> Iterator[str]:
+    """What git reads no further than, and a server refuses (git-fsck(1), gitattributesLineLength)."""
+    if any(len(line) > _LONGEST_RULE for line in repo.read_blob(oid).split(b"\n")):
+        yield f"has a line of more than {_LONGEST_RULE} bytes"
+
+
+def _module_faults(repo: Repo, oid: str, shown: str) -> Iterator[str]:
     try:
-        settings = _settings(repo, change.after[1].hex())
+        settings = _settings(repo, oid)
     except StoreError:
         yield f"{shown} can't be read as git's configuration"
         return

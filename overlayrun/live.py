@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -32,6 +33,9 @@ def _open_as_nobodys(layers: Sequence[Layer]) -> mounts.Opened:
         opened = mounts.Opened(namespaces.id_map_namespace())
         mounts.open_all(layers, opened)
     except (OSError, MountError) as err:
+        reason = err if isinstance(err, OSError) else err.__cause__
+        if not isinstance(reason, OSError) or reason.errno not in (errno.EINVAL, errno.EPERM):
+            raise
         words = err.brief if isinstance(err, MountError) else err.strerror
         hint = "--home private" if "HOME" in str(words) else _NOBODY_HINT
         raise HostError(f"run by root, the command must not be root: {words}", hint=hint) from err

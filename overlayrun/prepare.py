@@ -14,7 +14,7 @@ from overlayrun.files import remove_tree, write_whole
 from overlayrun.model import BranchName, DirtyPolicy, RunOptions
 from overlayrun.removal import clear_half_made, drop
 from overlayrun.sandbox.plan import OBJECTS
-from overlayrun.sandbox.profiles import profile_of
+from overlayrun.sandbox.profiles import NO_PROFILE, parse_profile, profile_of
 from overlayrun.sandbox.switches import parse_without
 from overlayrun.store.location import resolve_commit
 from overlayrun.store.refs import (
@@ -27,6 +27,7 @@ from overlayrun.store.refs import (
     parse_branch_name,
     update_refs,
 )
+from overlayrun.view import Choices
 from overlayrun.workspace.catalogue import broken, find_exact, remember_repository
 from overlayrun.workspace.lock import lock, share
 from overlayrun.workspace.names import branch_names, workspace_id
@@ -120,6 +121,8 @@ def _refuse_what_is_missing(repository: Repository, options: RunOptions) -> None
     if options.rm and options.branch is not None:
         raise UsageError("a throwaway has no branch", hint="leave -b out, or --rm")
     parse_without(options.without)
+    parse_profile(options.profile or NO_PROFILE)
+    Choices.of(options)
     for path in (*options.bind_ro, *options.bind_rw):
         if not os.path.lexists(path):
             raise UsageError(

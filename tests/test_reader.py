@@ -264,8 +264,12 @@ def test_a_file_that_turns_into_something_else_leads_nowhere(layer: Path, kind: 
     outside = layer.parent / "secret"
     outside.write_bytes(SECRET)
     (layer / "one").write_text("mine\n")
-    make = {"link": partial(os.symlink, outside), "fifo": os.mkfifo, "directory": os.mkdir}[kind]
-    make(f"{layer}/two")
+    makers: dict[str, Callable[[str], object]] = {
+        "link": partial(os.symlink, outside),
+        "fifo": os.mkfifo,
+        "directory": os.mkdir,
+    }
+    makers[kind](f"{layer}/two")
     with swapped(layer, "one", "two"):
         for _ in range(30):
             found = read_all(layer).files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
@@ -114,8 +115,10 @@ def drop_capabilities(*, but: int | None = None) -> None:
             continue
         try:
             syscalls.prctl(abi.PR_CAPBSET_DROP, capability)
-        except OSError:  # EINVAL: one past the last capability this kernel knows
-            break
+        except OSError as err:
+            if err.errno != errno.EINVAL:
+                raise
+            break  # one past the last capability this kernel knows
     syscalls.prctl(abi.PR_CAP_AMBIENT, abi.PR_CAP_AMBIENT_CLEAR_ALL)
     syscalls.capset(0 if but is None else 1 << but)
     if but is not None:

@@ -66,10 +66,8 @@ def has_landlock() -> bool:
     """Whether `restrict` has rules about files to lay down: a layer that is missed only where it lacks."""
     try:
         return syscalls.landlock_abi() >= _FIRST_WITH_FILES
-    except OSError as err:
-        if err.errno in _LACKING:
-            return False
-        raise
+    except OSError as err:  # another refusal is for `restrict` to raise
+        return err.errno not in _LACKING
 
 
 def restrict(writable: Sequence[str], *, files: bool = True) -> str:

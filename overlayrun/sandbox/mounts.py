@@ -11,8 +11,9 @@ import os
 
 from overlayrun.errors import MountError
 from overlayrun.kernel import abi, syscalls
+from overlayrun.sandbox.covers import cover, hiding_layer
 from overlayrun.sandbox.limits import tmpfs_data
-from overlayrun.sandbox.plan import Bind, Devices, Overlay, Processes, ReadOnlyDisk, Tmpfs
+from overlayrun.sandbox.plan import Bind, Devices, Masks, Overlay, Processes, ReadOnlyDisk, Tmpfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -167,6 +168,10 @@ def _overlay_by_descriptors(overlay: Overlay, id_map: int | None) -> int:
         # Without userxattr the mount succeeds and `rm -r` then gives EIO: trusted.* can't be written.
         for flag in ("userxattr", "volatile") if overlay.volatile else ("userxattr",):
             syscalls.fsconfig(context, abi.FSCONFIG_SET_FLAG, flag)
+        if overlay.hidden:
+            # The layer that hides is another file system: without this, files would seem to lie on another
+            # device than the directories they are in, and `find -xdev` or `du -x` would leave them out.
+            syscalls.fsconfig(context, abi.FSCONFIG_SET_STRING, "xino", "on")
         syscalls.fsconfig(context, abi.FSCONFIG_CMD_CREATE)
         return syscalls.fsmount(context, abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV)
     finally:
@@ -184,6 +189,11 @@ def _layer_descriptors(overlay: Overlay, id_map: int | None, opened: list[int]) 
     def directory(path: str, below: int | None = None) -> int:
         return keep(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=below))
 
+    if overlay.hidden:
+        hiding = keep(hiding_layer(overlay.hidden, overlay.lowers[-1]))
+        if id_map is not None:
+            _show_as_own(hiding, id_map)
+        yield "lowerdir+", hiding
     if id_map is None:
         yield from (("lowerdir+", directory(path)) for path in overlay.lowers)
         yield from (("upperdir", directory(overlay.upper)), ("workdir", directory(overlay.work)))
@@ -201,9 +211,21 @@ def _layer_descriptors(overlay: Overlay, id_map: int | None, opened: list[int]) 
 
 def _overlay_by_paths(overlay: Overlay) -> int:
     """The same through mount(2) and a place that nobody sees: the overlay's own work directory's parent."""
+    if not overlay.hidden:
+        return _mount_by_paths(overlay, overlay.lowers, "")
+    above = f"{overlay.work}-above"
+    os.mkdir(above)
+    _move(hiding_layer(overlay.hidden, overlay.lowers[-1]), above)
+    try:
+        return _mount_by_paths(overlay, [above, *overlay.lowers], ",xino=on")
+    finally:
+        syscalls.umount2(above, abi.MNT_DETACH)
+
+
+def _mount_by_paths(overlay: Overlay, lowers: Sequence[str], more: str) -> int:
     data = (
-        f"lowerdir={':'.join(_escape(path) for path in overlay.lowers)},upperdir={_escape(overlay.upper)},"
-        f"workdir={_escape(overlay.work)},userxattr{',volatile' if overlay.volatile else ''}"
+        f"lowerdir={':'.join(_escape(path) for path in lowers)},upperdir={_escape(overlay.upper)},"
+        f"workdir={_escape(overlay.work)},userxattr{',volatile' if overlay.volatile else ''}{more}"
     )
     if len(os.fsencode(data)) > _DATA_LIMIT:
         raise OSError(
@@ -232,10 +254,23 @@ def _attach(layer: Layer, opened: list[int]) -> None:
         _attach_devices(opened, layer.memory)
     elif isinstance(layer, Processes):
         syscalls.mount("proc", "/proc", "proc", abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC)
+    elif isinstance(layer, Masks):
+        cover(layer.paths)
     elif opened:
         directory = isinstance(layer, Overlay) or os.path.isdir(f"/proc/self/fd/{opened[0]}")
         _make_target(layer.target, directory=directory)
-        _move(opened[0], layer.target)
+        _attach_opened(layer, opened[0])
+
+
+def _attach_opened(layer: Overlay | Bind, fd: int) -> None:
+    kept = []
+    for name in layer.kept if isinstance(layer, Bind) else ():
+        place = f"{layer.target}/{name}"
+        _make_target(place, directory=os.path.isdir(f"/proc/self/fd/{fd}/{name}"))
+        kept.append((_clone_mount(place), place))
+    _move(fd, layer.target)
+    for own, place in kept:
+        _move(own, place)
 
 
 def _mount_tmpfs(target: str, data: str) -> None:

@@ -11,39 +11,44 @@ from .scripted_model import TITLE, ScriptedModel
 CTRL_C: Final = b"\x03"
 
 
-def test_an_edit_becomes_a_commit_and_the_users_tree_stays(project: Project) -> None:
-    before, head = project.files(), project.git("rev-parse", "HEAD")
-
-    script = "@edit src/app.py 41 => 42\n@write docs/new.md Hello\\n\n@say Fixed."
-    done = project.overlayrun("-b", "fix", "--", "opencode", "run", script)
-
-    assert done.returncode == 0, done.stderr
-    assert "Fixed." in done.stdout
-    assert changed(project, "main", "fix") == ["A\tdocs/new.md", "M\tsrc/app.py"]
-    assert project.git("show", "fix:src/app.py") == "answer = 42\n"
-    assert project.git("show", "fix:docs/new.md") == "Hello\n"
-    assert project.files() == before
-    assert project.git("rev-parse", "HEAD") == head
-    assert project.git("status", "--porcelain", "--ignored") == ""
-
-
-def test_the_agents_own_commits_are_on_the_branch_and_its_loose_ends_on_top(project: Project) -> None:
+def test_what_an_agent_did_comes_home_and_the_rest_stays(project: Project) -> None:
+    """One run for many questions: its start takes seconds."""
+    before, head, names = project.files(), project.git("rev-parse", "HEAD"), project.names_in_home()
     script = """
+        @edit src/app.py 41 => 42
         @write one.txt 1
         @bash git add one.txt && git commit --quiet --message "Add one, because two needs it"
         @write two.txt 2
         @bash git add two.txt && git commit --quiet --message "Add two"
-        @write three.txt 3
+        @write docs/new.md Hello\\n
+        @bash echo left > ~/left-in-home && cat ~/.gitconfig
+        @say Fixed.
     """
-    done = project.overlayrun("-b", "work", "--", "opencode", "run", script)
-
+    done = project.overlayrun("-b", "fix", "--", "opencode", "run", script)
     assert done.returncode == 0, done.stderr
-    top, *own = project.git("log", "--format=%s", "main..work").splitlines()
+    assert "Fixed." in done.stdout
+
+    # Its edits and its own commits are on the branch, its loose ends on top.
+    wanted = ["A\tdocs/new.md", "A\tone.txt", "M\tsrc/app.py", "A\ttwo.txt"]
+    assert changed(project, "main", "fix") == wanted
+    assert project.git("show", "fix:src/app.py") == "answer = 42\n"
+    assert project.git("show", "fix:docs/new.md") == "Hello\n"
+    top, *own = project.git("log", "--format=%s", "main..fix").splitlines()
     assert own == ["Add two", "Add one, because two needs it"]
     assert top != "Add two"
-    assert changed(project, "work~1", "work") == ["A\tthree.txt"]
-    assert project.git("status", "--porcelain") == ""
+    assert changed(project, "fix~1", "fix") == ["A\tdocs/new.md", "M\tsrc/app.py"]
     project.git("fsck", "--strict", "--no-dangling")
+
+    # The user's tree stays.
+    assert project.files() == before
+    assert project.git("rev-parse", "HEAD") == head
+    assert project.git("status", "--porcelain", "--ignored") == ""
+
+    # The session is the user's, but the rest of HOME was a view.
+    sessions = json.loads(project.output(["opencode", "session", "list", "--format", "json"]))
+    assert [session["title"] for session in sessions] == [TITLE]
+    assert project.names_in_home() - names <= {".local", ".cache"}
+    assert not (project.home / "left-in-home").exists()
 
 
 def test_two_agents_at_once_do_not_see_each_other(project: Project, model: ScriptedModel) -> None:
@@ -99,19 +104,6 @@ def test_ctrl_c_in_the_middle_keeps_what_was_written(project: Project, model: Sc
     assert changed_names(project, "main", "stopped") == ["kept.txt"]
     assert project.git("show", "stopped:kept.txt") == "Kept\n"
     assert project.git("status", "--porcelain") == ""
-
-
-def test_the_session_is_the_users_but_the_rest_of_home_is_a_view(project: Project) -> None:
-    before = project.names_in_home()
-    script = "@bash echo left > ~/left-in-home && cat ~/.gitconfig\n@say Done."
-
-    done = project.overlayrun("-b", "visit", "--", "opencode", "run", script)
-
-    assert done.returncode == 0, done.stderr
-    sessions = json.loads(project.output(["opencode", "session", "list", "--format", "json"]))
-    assert [session["title"] for session in sessions] == [TITLE]
-    assert project.names_in_home() - before <= {".local", ".cache"}
-    assert not (project.home / "left-in-home").exists()
 
 
 def test_a_second_run_goes_on_with_the_session_and_the_files(project: Project, model: ScriptedModel) -> None:

@@ -160,46 +160,12 @@ def test_case_099_two_files_of_one_line_each(world: World) -> None:
 
 
 def test_requests_without_end_do_not_grow_the_supervisor(world: World) -> None:
-    """The inner control socket: endless lines, hundreds of silent clients, sent descriptors, deep JSON."""
-import json, os, socket, time
-path = os.environ["OVERLAYRUN_SOCKET"]
-end = time.monotonic() + 10
-while not os.path.exists(path) and time.monotonic() < end:
-    time.sleep(0.02)
-def talk(data, fds=()):
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(8)
-        client.connect(path)
-        try:
-            socket.send_fds(client, [data], fds)
-            client.shutdown(socket.SHUT_WR)
-            return client.recv(1 << 16).decode()
-        except OSError as err:
-            return type(err).__name__
-answers = {
-    "long": talk(b"x" * (4 << 20)),
-    "deep": talk(b"[" * 60000 + b"\n"),
-    "wrong": [talk(line + b"\n") for line in (b"", b"[]", b"1", b"null", b'{"op": 1}', b'{"op": []}', b'{"op": "join"}',
-        b'{"op": "status"}', b'{"op": "freeze"}', b"\xff\xfe", b'{"op": "snapshot", "message": {}}')],
-    "descriptors": talk(b'{"op": "nothing"}\n', [os.open("/dev/null", 0)] * 250),
-}
-silent = []
-for _ in range(2):
-    client = socket.socket(socket.AF_UNIX)
-    client.setblocking(False)
-    try:
-        client.connect(path)
-    except OSError:
-        pass
-    silent.append(client)
-open("work", "w").write("w")
-message = "evil\x1b]0;x\x07\n\nOverlayrun-Number: 77\nSigned-off-by: Boss \u202e\x9b"
-answers["hostile"] = json.loads(talk(json.dumps({"op": "snapshot", "message": message}).encode() + b"\n") or "{}")
-print(json.dumps(answers))
-"""
+    """The inner control socket: endless lines, silent clients, sent descriptors, deep JSON, a forged message."""
     with (
         world.watched("flooded") as watch,
-        world.repo.started(*world.words("flooded"), "--", "python3", f"{world.payloads}/flood_control.py") as run,
+        world.repo.started(
+            *world.words("flooded"), "--", "python3", f"{world.payloads}/flood_control.py"
+        ) as run,
     ):
         assert _memory_until_end(run) < 200
         assert run.end() == 0, run.text()

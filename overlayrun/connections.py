@@ -125,10 +125,9 @@ class Connections:
             status = 1
             try:
                 _leave_everything([*keep, stop_read, report_write])
-                namespaces.die_with_parent()
-                if os.getppid() == parent:
-                    work(stop_read, report_write)
-                    status = 0
+                namespaces.die_with_parent(parent)
+                work(stop_read, report_write)
+                status = 0
             finally:
                 os._exit(status)
         os.close(stop_read)
@@ -271,6 +270,4 @@ def _give_up() -> None:
     syscalls.capset()
     syscalls.prctl(abi.PR_SET_NO_NEW_PRIVS, 1)
     syscalls.prctl(abi.PR_SET_DUMPABLE, 0)
-    namespaces.die_with_parent()
-    if os.getppid() != parent:
-        os._exit(1)
+    namespaces.die_with_parent(parent)

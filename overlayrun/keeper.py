@@ -132,7 +132,9 @@ class Keeper:
             if self.child == 0:
                 self.become_command()
         elif order == SIGNAL and self.child:
-            _quietly(os.kill, self.child, number)
+            # The terminal's keys reach a whole group; what reached ours alone goes on to the command's.
+            alone = self.command.confinement.shares_group or number not in (signal.SIGINT, signal.SIGQUIT)
+            _quietly(os.kill, self.child if alone else -self.child, number)
         elif order == FREEZE:
             _quietly(os.kill, -1, signal.SIGSTOP if number else signal.SIGCONT)
             self.report(FROZEN)

@@ -194,12 +194,12 @@ def run_joined(
     streams: descriptors to become stdin, stdout and stderr. tell: shows why the command can't be executed.
     """
     status = 126
+    parent = os.getppid()
     try:
         for number, fd in enumerate(streams or ()):
             os.dup2(fd, number)
         namespaces.join(list(joined))
-        # After the join: new credentials clear the signal (prctl(2), PR_SET_PDEATHSIG).
-        namespaces.die_with_parent()
+        namespaces.die_with_parent(parent)
         os.closerange(
             3, os.sysconf("SC_OPEN_MAX")
         )  # this process waits; it must not hold a pipe's other end open
@@ -207,7 +207,7 @@ def run_joined(
         pid = os.fork()
         if pid == 0:
             try:
-                namespaces.die_with_parent()
+                namespaces.die_with_parent(0)
                 keeper.execute(command)
             except OSError as err:
                 tell(f"{command.argv[0]}: {err.strerror}")

@@ -11,7 +11,7 @@ from overlayrun.bases.ignored import known_ignored
 from overlayrun.bases.stack import doubtful, stack_of
 from overlayrun.errors import OverlayrunError, RefMoved, UsageError, WorkspaceBusy
 from overlayrun.files import remove_tree, write_whole
-from overlayrun.model import BranchName, DirtyPolicy, RunOptions
+from overlayrun.model import BranchName, DirtyPolicy, HomePolicy, RunOptions
 from overlayrun.removal import clear_half_made, drop
 from overlayrun.sandbox.plan import OBJECTS
 from overlayrun.sandbox.profiles import NO_PROFILE, parse_profile, profile_of
@@ -170,9 +170,11 @@ def _make(
     record.base, record.created, record.prompt = commit, time.time(), options.message
     record.target = BranchName(options.into) if options.into else repository.branch
     record.common_dir = repository.common_dir
-    record.home, record.throwaway = options.home.value, options.rm
+    record.home = HomePolicy.PRIVATE.value if options.strict else options.home.value
+    record.throwaway = options.rm
     record.root_uid = options.allow_root_uid
-    record.profile = profile_of(command[0]) if options.profile is None else options.profile
+    # With --strict an agent shares nothing unless it is named: its database may hold what the host obeys.
+    record.profile = options.profile or (None if options.strict else profile_of(command[0]))
     place = layout.workspace(record.id)
     choosing = share(layout.lock)  # no `gc` between the choice of a layer and the record that names it
     # Locked before it has its name: without a lock it would look like one that a killed process left.

@@ -24,7 +24,7 @@ from overlayrun.sandbox.network import parse_net
 from overlayrun.sandbox.plan import sandbox_plan
 from overlayrun.sandbox.switches import parse_without
 from overlayrun.supervisor import Outcome, Supervisor, block_signals
-from overlayrun.terminal import Terminal
+from overlayrun.terminal import Terminal, is_in_foreground
 from overlayrun.view import Choices, view_of
 from overlayrun.workspace.record import Run, boot_id
 
@@ -164,14 +164,16 @@ class _Run:
         given |= self.connections.environment
         here = self.record.root == self.repository.root
         command = command_of(self.record, self.options, argv, self.repository.prefix if here else "", given)
+        command.confinement.shares_group = is_in_foreground()
         command.confinement.network = self.connections.network.is_own
         return command
 
-    def _taker(self, live: LiveSandbox) -> Callable[[SnapshotReason, str | None], Snapshot]:
-        def take(reason: SnapshotReason, message: str | None) -> Snapshot:
+    def _taker(self, live: LiveSandbox) -> Callable[..., Snapshot]:
+        def take(reason: SnapshotReason, message: str | None, force_large: bool = False) -> Snapshot:  # noqa: FBT001, FBT002
             from overlayrun.capture import capture  # pygit2: 60 ms, once something is to be taken
 
-            return capture(self.layout, self.record, reason, message or self.options.message, live)
+            words = message or self.options.message
+            return capture(self.layout, self.record, reason, words, live, force_large=force_large)
 
         return take
 
@@ -203,7 +205,7 @@ class _Run:
         except OverlayrunError as err:
             self.tell(f"the last snapshot failed: {err.brief}" + (f": {err.details}" if err.details else ""))
             self.tell(f"nothing is lost: the changes are in {self.place.upper}")
-            self.tell(f"make room, then: overlayrun snapshot {record.branch}")
+            self.tell(err.hint or f"make room, then: overlayrun snapshot {record.branch}")
             return outcome.status or OURS
         self._end_run()
         if os.path.isdir(self.place.root):

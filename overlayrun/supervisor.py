@@ -66,7 +66,7 @@ class Outcome:
 class Supervisor:
     """The loop around one live sandbox.
 
-    take: takes a snapshot (reason, message), None where this run keeps none.
+    take: takes a snapshot (reason, message, whether without limits), None where this run keeps none.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Supervisor:
         live: LiveSandbox,
         options: RunOptions,
         sockets: str,
-        take: Callable[[SnapshotReason, str | None], Snapshot] | None,
+        take: Callable[..., Snapshot] | None,
         tell: Callable[[str], None],
         relay: Relay,
     ) -> None:
@@ -197,7 +197,8 @@ class Supervisor:
         except BlockingIOError:
             return
         number, code = struct.unpack_from("=I4xi", data)
-        if number in _FROM_TERMINAL and code > abi.SI_USER:
+        reached = self.live.command.confinement.shares_group
+        if number in _FROM_TERMINAL and code > abi.SI_USER and reached:
             now = time.monotonic()
             if number == signal.SIGINT and now - self.interrupted_at < _TWICE:
                 self._end("interrupted twice", signal.SIGTERM)
@@ -289,18 +290,21 @@ class Supervisor:
             return told, self.live.joined
         if request["op"] == "status":
             return {"keeper": self.live.pid, "running": time.monotonic() - self.started}, ()
-        return self._answer_inside(request)
+        return self._answer_inside(request, force_large=request.get("force_large") is True)
 
-    def _answer_inside(self, request: dict[str, Any]) -> tuple[dict[str, Any], Sequence[int]]:
+    def _answer_inside(
+        self, request: dict[str, Any], *, force_large: bool = False
+    ) -> tuple[dict[str, Any], Sequence[int]]:
         if request["op"] != "snapshot":
             return {"error": f"unknown request {request['op']!a}"}, ()
         if self.take is None:
             return {"error": "a throwaway run takes no snapshots"}, ()
         message = request.get("message")
         try:
-            taken = self.take(SnapshotReason.REQUEST, message if isinstance(message, str) else None)
+            words = message if isinstance(message, str) else None
+            taken = self.take(SnapshotReason.REQUEST, words, force_large)
         except OverlayrunError as err:
-            return {"error": err.brief}, ()
+            return {"error": err.brief, "hint": err.hint}, ()
         from overlayrun.capture import answer_of
 
         return answer_of(taken), ()
@@ -313,7 +317,7 @@ class Supervisor:
                 self.live.freeze(frozen=True)
             self.take(SnapshotReason.INTERVAL, None)
         except OverlayrunError as err:
-            self.tell(f"no snapshot this time: {err.brief}")
+            self.tell(f"no snapshot this time: {err.brief}" + (f"; {err.hint}" if err.hint else ""))
         finally:
             if self.options.freeze:
                 self.live.freeze(frozen=False)

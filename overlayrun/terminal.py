@@ -14,6 +14,20 @@ if TYPE_CHECKING:
 _PLAIN_SCREEN: Final = b"\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[0m"
 
 
+def is_in_foreground() -> bool:
+    """Whether our process group is the one that the terminal's keys reach; False without a terminal."""
+    try:
+        fd = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:  # hung up
+        return False
+    finally:
+        os.close(fd)
+
+
 class Terminal:
     """State of the terminal on standard input, if it is one and we are in its foreground."""
 

@@ -111,7 +111,11 @@ def test_a_disk_that_is_not_fit_is_found(
     assert cure
     brief, hint = scene(f"{text}answer_reason({str(place / 'repo-0123')!r})", cwd=repo.root)
     assert (name in brief) == (state == "missing"), brief
-    assert hint == (cure if state == "missing" else "overlayrun doctor tells what this machine lacks")
+    # The scene's namespace gives root no other id, which is the next thing that a run by root lacks there.
+    other = (
+        "give the repository to" if os.geteuid() == 0 else "overlayrun doctor tells what this machine lacks"
+    )
+    assert hint.startswith(cure if state == "missing" else other)
 
 
 @pytest.mark.parametrize("spoil", ["mode", "file", "link"])

@@ -192,7 +192,7 @@ def test_job_control_works_inside(repo: UserRepo) -> None:
         terminal.expect("still 42")
         terminal.type("exit 6\n")
         terminal.expect("PROMPT> ")
-        terminal.type("echo status $?; sleep 1000\n")
+        terminal.type('sh -c "echo status $?; exec sleep 1000"\n')
         terminal.expect("status 6")
         terminal.type("\x03")
         terminal.expect("PROMPT> ")

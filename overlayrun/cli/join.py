@@ -17,7 +17,7 @@ from overlayrun.errors import UsageError, WorkspaceError
 from overlayrun.kernel.cgroups import enter_group_of
 from overlayrun.live import OURS, run_joined
 from overlayrun.sandbox.confinement import Confinement
-from overlayrun.terminal import Terminal
+from overlayrun.terminal import Terminal, is_in_foreground
 from overlayrun.workspace.catalogue import find
 from overlayrun.workspace.lock import is_locked
 from overlayrun.workspace.record import Record
@@ -72,6 +72,7 @@ def _join(here: Here, record: Record, argv: list[str]) -> int:
         )
     command = keeper.Command(argv, _directory(here, record), _environment(answer))
     command.confinement = Confinement.from_json(answer["confinement"])
+    command.confinement.shares_group = is_in_foreground()
     terminal = Terminal()
     pid = os.fork()
     if pid == 0:

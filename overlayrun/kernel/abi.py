@@ -185,6 +185,7 @@ LANDLOCK_ACCESS_FS_REFER: Final = 1 << 13  # 2
 LANDLOCK_ACCESS_FS_TRUNCATE: Final = 1 << 14  # 3
 LANDLOCK_ACCESS_FS_IOCTL_DEV: Final = 1 << 15  # 5
 LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET: Final = 1 << 0  # 6
+LANDLOCK_SCOPE_SIGNAL: Final = 1 << 1  # 6
 
 
 class MountAttr(ctypes.Structure):

@@ -128,12 +128,10 @@ def _hard_link(place: str) -> str:
 
 
 def _id_map(place: str) -> str:
-    """Root's file shall be nobody's in a mount of it; for root alone."""
-    os.chdir(place)
-    _write("lower/file")
-    fd = syscalls.open_tree("lower", abi.OPEN_TREE_CLONE)
+    """Root's directory shall be nobody's in a mount of it; for root alone."""
+    fd = syscalls.open_tree(f"{place}/lower", abi.OPEN_TREE_CLONE)
     syscalls.mount_setattr(fd, 0, recursive=True, id_map=namespaces.id_map_namespace())
-    return confirm(os.stat("file", dir_fd=fd).st_uid == namespaces.NOBODY, "the owner stayed root")
+    return confirm(os.fstat(fd).st_uid == namespaces.NOBODY, "the owner stayed root")
 
 
 def _lock(place: str) -> str:

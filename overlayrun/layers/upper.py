@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -159,24 +160,30 @@ def serve(root: int, questions: int, answers: int) -> None:
     are Trouble.RACED. What no entry is to blame for (no descriptors left, a broken disk) is the last frame.
     """
     server = _Server(root, answers)
-    asked = b""
-    need = wire.QUESTION.size
     try:
-        while True:
-            while len(asked) < need:
-                server.flush()  # now and not after each answer: who asks ahead is woken once
-                part = os.read(questions, _FULL)
-                if not part:
-                    return
-                asked += part
-            letter, length = wire.QUESTION.unpack_from(asked)
-            need = wire.QUESTION.size + length
-            if len(asked) >= need:
-                server.answer(letter, asked[wire.QUESTION.size : need])
-                asked, need = asked[need:], wire.QUESTION.size
+        for letter, payload in _questions(questions, server.flush):
+            server.answer(letter, payload)
     except OSError as err:
         server.put(wire.FAILED, str(err).encode("utf-8", "replace")[:1000])
         server.flush()
+
+
+def _questions(fd: int, before_waiting: Callable[[], None]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield each question. Answers wait as long as questions do: who asks ahead is woken once."""
+    asked = b""
+    need = wire.QUESTION.size
+    while True:
+        while len(asked) < need:
+            before_waiting()
+            part = os.read(fd, _FULL)
+            if not part:
+                return
+            asked += part
+        letter, length = wire.QUESTION.unpack_from(asked)
+        need = wire.QUESTION.size + length
+        if len(asked) >= need:
+            yield letter, asked[wire.QUESTION.size : need]
+            asked, need = asked[need:], wire.QUESTION.size
 
 
 def _close(level: _Level) -> None:

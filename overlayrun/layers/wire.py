@@ -176,7 +176,4 @@ class Channel:
         raise LimitReached(f"reading the changed files took more than {seconds:g} s")
 
     def _death(self) -> SnapshotError:
-        return SnapshotError(
-            f"the reader of the changed files died; {KEPT}",
-            hint="try again",
-        )
+        return SnapshotError(f"the reader of the changed files died; {KEPT}")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from overlayrun.kernel import namespaces
@@ -43,7 +44,7 @@ class Background:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for us to deal with
-                preexec_fn=namespaces.die_with_parent,  # noqa: PLW1509  # this process has one thread
+                preexec_fn=partial(namespaces.die_with_parent, os.getpid()),  # noqa: PLW1509  # this process has one thread
             )
         self.fd = os.pidfd_open(self._process.pid)
 

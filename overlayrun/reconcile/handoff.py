@@ -48,9 +48,11 @@ class Handoff:
         """The caller has one thread only."""
         self.case = case
         self._answer, write = os.pipe()
+        parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._answer)
+            namespaces.die_with_parent(parent)
             _answer(write, lambda: _climb(repository, layout, case, settings))
         os.close(write)
         self.fd = os.pidfd_open(self.pid)
@@ -76,7 +78,6 @@ class Handoff:
 def _answer(write: int, climb: Callable[[], Resolved]) -> NoReturn:
     """In the child: tell what came of it, and end."""
     try:
-        namespaces.die_with_parent()
         try:
             outcome = climb()
         except OverlayrunError as err:

@@ -23,10 +23,19 @@ class Confinement:
 
     writable: paths that the mounts let be written. without: layers that are switched off. ptrace, userns:
     system calls that the user allows. root_uid: in a run by root, the command may be root. network: it has
-    one of its own.
+    one of its own. shares_group: it stays in our process group, where the terminal's keys reach it.
     """
 
-    __slots__ = ("limits", "network", "ptrace", "root_uid", "userns", "without", "writable")
+    __slots__ = (
+        "limits",
+        "network",
+        "ptrace",
+        "root_uid",
+        "shares_group",
+        "userns",
+        "without",
+        "writable",
+    )
 
     def __init__(self, without: Iterable[str] = ()) -> None:
         self.without = frozenset(without)
@@ -34,6 +43,7 @@ class Confinement:
         self.ptrace = False
         self.userns = False
         self.root_uid = False
+        self.shares_group = False
         self.network = False
         self.limits = LimitOptions()
 
@@ -72,6 +82,9 @@ def confine(confinement: Confinement, *, is_filtered: bool = False) -> None:
     is_filtered: the filter is the parent's already. Raises HostError for a machine without a filter.
     """
     off = confinement.without
+    if not confinement.shares_group:
+        # kill(2) of process 0 goes by the group, and no namespace stands in its way to who is in it outside.
+        os.setpgid(0, 0)
     if "rlimits" not in off:
         apply_rlimits(confinement.limits)
     if not is_filtered:
@@ -79,7 +92,9 @@ def confine(confinement: Confinement, *, is_filtered: bool = False) -> None:
     if "no-new-privs" not in off:
         syscalls.prctl(abi.PR_SET_NO_NEW_PRIVS, 1)
     if "landlock" not in off:
-        landlock.restrict(confinement.writable, files=not confinement.userns)
+        landlock.restrict(
+            confinement.writable, files=not confinement.userns, signals=confinement.shares_group
+        )
     # Before the capabilities go, which stand in for no_new_privs where that is switched off.
     if "seccomp" not in off and not is_filtered:
         seccomp.install(filter_program(confinement, heard=False))

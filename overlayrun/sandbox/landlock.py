@@ -70,17 +70,19 @@ def has_landlock() -> bool:
         return err.errno not in _LACKING
 
 
-def restrict(writable: Sequence[str], *, files: bool = True) -> str:
+def restrict(writable: Sequence[str], *, files: bool = True, signals: bool = False) -> str:
     """Confine this thread and all that it starts; after every mount, with no_new_privs set.
 
     writable: directories and files that may be written to; all else may be read and executed.
     files: False leaves all files as they are, because a rule about any forbids every mount.
+    signals: whether those to processes outside are cut off, for a command that shares its group with them. The
+    pid namespace does it otherwise; and who joins a running sandbox, under rules of his own, can then signal it.
     Gives what was applied, for the run's header, or "" where the kernel has nothing of it.
     Raises OSError where the kernel has Landlock and refuses, or a path of `writable` can't be opened.
     """
     version = _version()
     handled = _rights(version) if files and version >= _FIRST_WITH_FILES else 0
-    scoped = _scopes(version)
+    scoped = _scopes(version, signals=signals)
     if not handled | scoped:
         return ""
     ruleset = syscalls.landlock_create_ruleset(handled, scoped)
@@ -101,7 +103,7 @@ def read_only(directory: int) -> None:
     version = _version()
     if not version:
         return
-    ruleset = syscalls.landlock_create_ruleset(_rights(version), _scopes(version))
+    ruleset = syscalls.landlock_create_ruleset(_rights(version), _scopes(version, signals=True))
     try:
         rights = abi.LANDLOCK_ACCESS_FS_READ_FILE | abi.LANDLOCK_ACCESS_FS_READ_DIR
         syscalls.landlock_add_rule(ruleset, directory, rights)
@@ -125,10 +127,10 @@ def _rights(version: int) -> int:
     return sum(rights for since, rights in _BROUGHT if since <= version)
 
 
-def _scopes(version: int) -> int:
-    # Signals are not cut off: the pid namespace does it, and who joins a running sandbox is under a ruleset
-    # of his own and has to reach the command.
-    return abi.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET if version >= _FIRST_WITH_SCOPES else 0
+def _scopes(version: int, *, signals: bool) -> int:
+    if version < _FIRST_WITH_SCOPES:
+        return 0
+    return abi.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | (abi.LANDLOCK_SCOPE_SIGNAL if signals else 0)
 
 
 def _add_rules(ruleset: int, handled: int, writable: Sequence[str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import subprocess
 import time
 
 import pytest
@@ -150,10 +152,32 @@ def test_case_089_a_death_by_signal_is_no_success(world: World, number: int) -> 
     assert world.repo.show(f"signal-{int(number)}", "work") == "w\n"
 
 
-def test_signals_from_inside_do_not_reach_the_supervisor(world: World) -> None:
-    """Its process group holds the supervisor: kill(0) and a wild kill(-1) stay inside."""
+@pytest.mark.parametrize("signal_name", ["USR1", "TERM", "KILL"])
+def test_signals_to_the_own_group_stay_inside(world: World, signal_name: str) -> None:
+    """kill(2) with 0 goes by the process group, of which no pid namespace hides a part: the user's script is in it."""
+    branch = f"group-{signal_name.lower()}"
+    inside = f"echo w >work; kill -{signal_name} 0; sleep 0.2; echo later >later"
+    run = shlex.join(world.repo.command(*world.words(branch), "--", "sh", "-c", inside))
+    script = f"sleep 60 & {run}; echo ended $?; kill -0 $! && echo alive; kill $!"
+    done = subprocess.run(
+        ["setsid", "--wait", "sh", "-c", script],
+        cwd=world.repo.root,
+        env=world.repo.env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "ended " in done.stdout, f"the agent killed the user's own script: {done}"
+    assert "alive" in done.stdout, f"the agent killed a program of the user's: {done}"
+    assert "ended 125" not in done.stdout, done
+    assert world.repo.show(branch, "work") == "w\n", "the supervisor was killed before the last snapshot"
+
+
+def test_signals_to_everybody_stay_inside(world: World) -> None:
     attack = world.sh(
-        "trap '' TERM HUP INT USR1; echo w >work; kill -TERM 0; kill -HUP -1; kill -USR1 0; kill -KILL -1; exit 3",
+        "trap '' TERM HUP INT USR1; echo w >work; kill -HUP -1; kill -USR1 -1; kill -KILL -1; exit 3",
         branch="wild",
     )
     attack.assert_sound()

@@ -10,6 +10,7 @@ import pytest
 from hostile.world import World
 
 
+@pytest.mark.root
 def test_case_143_nobody_inside_is_the_hosts_root(world: World) -> None:
     """From outside the command's user is never 0, and what only root reads stays closed."""
     script = "echo ready; head -c 9 /etc/shadow 2>/dev/null; read line; echo w >work"
@@ -18,27 +19,15 @@ def test_case_143_nobody_inside_is_the_hosts_root(world: World) -> None:
         world.repo.started(*world.words("root"), "--", "sh", "-c", script) as run,
     ):
         run.expect("ready")
-        inside = [
-            path
-            for path in Path("/proc").glob("[0-9]*")
-            if _is_inside(path, os.stat("/proc/self/ns/pid").st_ino, world.test_id)
-        ]
-        assert inside or os.geteuid() != 0, "the command's processes were not found"
-        uids = {path.stat().st_uid for path in inside}
+        inside = world.inside()
+        assert inside, "the command's processes were not found"
+        uids = {os.stat(f"/proc/{pid}").st_uid for pid in inside}
         run.type("")
         assert run.end() == 0, run.text()
     assert watch.broken == []
     assert "root" not in run.text().partition("ready\n")[2].partition("overlayrun:")[0]
     assert 0 not in uids
     assert (world.repo.workspace("root") / "upper/work").stat().st_uid == os.geteuid()
-
-
-def _is_inside(path: Path, ours: int, mark: str) -> bool:
-    try:
-        marked = mark.encode() in (path / "environ").read_bytes()
-        return marked and (path / "ns/pid").stat().st_ino != ours
-    except OSError:
-        return False
 
 
 @pytest.mark.root

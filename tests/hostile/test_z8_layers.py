@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -21,7 +22,7 @@ from overlayrun.sandbox.switches import LAYERS
 THEN_WORKS: Final[Mapping[str, frozenset[str]]] = {
     name: frozenset(attacks)
     for name, attacks in {
-        "read-only": ["touch a file of the disk"],
+        "read-only": ["find the disk writable"],
         "tmp": ["see /tmp of the host"],
         "dev": ["see /dev of the host"],
         "proc": ["see processes of the host"],
@@ -31,7 +32,8 @@ THEN_WORKS: Final[Mapping[str, frozenset[str]]] = {
         "rlimits": ["write core files", "write files of any size"],
         "environment": ["read secret variables"],
         "streams": ["open what stdout is"],
-        "keyring": ["see keys of the user"],
+        # The host's root has no id inside: no key of his is shown there in any case.
+        "keyring": ["see keys of the user"] if os.geteuid() else [],
         "namespaces": ["allow itself namespaces"],
         "no-new-privs": ["gain by set-uid programs"],
         "capabilities": ["keep privileges"],
@@ -124,7 +126,7 @@ def with_all(host: _Host) -> dict[str, bool]:
 
 def test_every_layer_has_its_row() -> None:
     assert THEN_WORKS.keys() | _ALONE == LAYERS.keys()
-    assert all(THEN_WORKS.values())
+    assert {name for name, attacks in THEN_WORKS.items() if not attacks} <= {"keyring"}
 
 
 def test_with_all_layers_nothing_works(with_all: dict[str, bool]) -> None:
@@ -154,15 +156,25 @@ def test_without_the_watchdog_a_limit_of_disk_is_none(world: World) -> None:
     assert done.code == 0, str(done)
 
 
-def test_without_the_control_group_a_limit_of_memory_is_slow(world: World) -> None:
-    """A group stops the first page too many; where none is to be had, the header says so."""
-    program = "import mmap\nm = mmap.mmap(-1, 256 << 20)\nfor _ in range(64): m.write(b'x' * (4 << 20))"
-    limited = _plain(world, program, "grouped", "--memory", "100M")
-    if any("by control group" in line for line in limited.ours):
-        assert limited.code == 137, str(limited)
-        assert _plain(world, program, "ungrouped", "--memory", "100M", "--without", "cgroup").code == 0
-    else:
-        assert os.geteuid() != 0 or "cgroup" not in limited.err
+@pytest.mark.parametrize("off", [False, True])
+def test_without_its_layer_no_control_group_holds_a_limit(world: World, off: bool) -> None:  # noqa: FBT001  # a parameter
+    """Where a group is to be had (the header says so), the command is in it, and just then."""
+    branch = f"group-{off}"
+    words = world.words(branch, "--memory", "300M", *(["--without", "cgroup"] if off else []))
+    with (
+        world.watched(branch) as watch,
+        world.repo.started(*words, "--", "sh", "-c", "echo ready; read line") as run,
+    ):
+        run.expect("ready\n")
+        groups = [Path(f"/proc/{pid}/cgroup").read_text() for pid in world.inside()]
+        run.type("")
+        assert run.end() == 0, run.text()
+    assert watch.broken == []
+    assert groups
+    told = "by control group" in run.text()
+    assert not (off and told)
+    assert {"overlayrun" in group for group in groups} == {told}
+    assert told or off or os.geteuid() != 0
 
 
 def _plain(world: World, program: str, branch: str, *options: str) -> Done:

@@ -260,9 +260,9 @@ class World:
     def _use_ours(self, branches: Sequence[str]) -> Iterator[str]:
         commands = [["status"], ["ls"], ["queue"]]
         for number, name in enumerate(branches):
-            self.repo.git("branch", "--force", f"landing/{name}", "main")
-            commands += [["diff", "--stat", name], ["log" if number % 2 else "show", name]]
-            commands += [["merge", *MERGE_ANYWAY, "--into", f"landing/{name}", name]]
+            commands.append([*(["diff", "--stat"], ["log"], ["show"])[number % 3], name])
+        self.repo.git("branch", "--force", "landing/all", "main")
+        commands += [["merge", *MERGE_ANYWAY, "--into", "landing/all", *branches]] if branches else []
         for words, done in zip(commands, self.ours(commands), strict=True):
             yield from (f"{line} ({words})" for line in _of_output(done, all_ours=True))
             if done.code and words[0] != "merge":
@@ -335,6 +335,16 @@ class World:
         for group in Path("/sys/fs/cgroup").glob("**/*overlayrun*"):
             if any(name in group.name for name in ids):
                 found.append(f"control group {group}")
+        return found
+
+    def inside(self) -> list[int]:
+        """Processes of this test's that are in another pid namespace."""
+        ours = os.stat("/proc/self/ns/pid").st_ino
+        found = []
+        for pid in self._processes():
+            with suppress(OSError):
+                if os.stat(f"/proc/{pid}/ns/pid").st_ino != ours:
+                    found.append(pid)
         return found
 
     def _processes(self) -> Iterator[int]:

@@ -106,13 +106,23 @@ def _() -> object:
     }
 
 
+def may_write(place: str) -> bool:
+    """Whether a file can be made there, or the file itself be opened for writing."""
+    path = f"{place}/olr-{GIVEN['mark']}" if os.path.isdir(place) else place
+    try:
+        os.close(os.open(path, os.O_WRONLY | (os.O_CREAT if path != place else 0)))
+    except OSError:
+        return False
+    return True
+
+
 @probe("62 writable")
 def _() -> object:
     found = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             place, options = line.split(" ")[4:6]
-            if "rw" in options.split(","):
+            if "rw" in options.split(",") and may_write(place):
                 found.append(place)
     return sorted(found)
 

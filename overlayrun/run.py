@@ -91,7 +91,9 @@ class _Run:
         terminal = Terminal()
         block_signals()
         try:
-            return self._in_sandbox(sandbox_plan(view, self.without), argv, terminal, quiet)
+            # Nobody inside could mount a /proc of his own below one of which a part is covered.
+            covered = frozenset({"keyring"}) if self.options.allow_userns else frozenset()
+            return self._in_sandbox(sandbox_plan(view, self.without | covered), argv, terminal, quiet)
         except HostError as err:
             from overlayrun.doctor import explain  # tries what this machine can do, to name what it lacks
 

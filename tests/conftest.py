@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -337,9 +338,9 @@ def home(tmp_path: Path) -> Path:
     return place
 
 
-@pytest.fixture
-def empty_repo(tmp_path: Path, home: Path) -> UserRepo:
-    """A repository without a commit."""
+def _user(place: Path) -> UserRepo:
+    """Paths and environment of a user whose home and repository lie in `place`."""
+    home = place / "home"
     env = {
         "HOME": str(home),
         "PATH": f"{_BIN}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
@@ -351,23 +352,44 @@ def empty_repo(tmp_path: Path, home: Path) -> UserRepo:
         "XDG_STATE_HOME": str(home / ".local/state"),
         "XDG_CACHE_HOME": str(home / ".cache"),
     }
-    root = tmp_path / "repo"
-    root.mkdir()
-    made = UserRepo(root, home, env)
+    return UserRepo(place / "repo", home, env)
+
+
+@pytest.fixture
+def empty_repo(tmp_path: Path, home: Path) -> UserRepo:
+    """A repository without a commit."""
+    made = _user(tmp_path)
+    assert made.home == home
+    made.root.mkdir()
     made.git("init", "--quiet")
     return made
 
 
+@pytest.fixture(scope="session")
+def _repo_to_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `repo` is a copy of: twelve processes of git less for each test."""
+    made = _user(tmp_path_factory.mktemp("template"))
+    made.home.mkdir()
+    (made.home / ".gitconfig").write_text(_GITCONFIG)
+    made.root.mkdir()
+    made.git("init", "--quiet")
+    made.write("README", "read me\n")
+    made.commit("first")
+    made.write("src/app.py", "answer = 41\n")
+    made.write("tool.sh", "#!/bin/sh\necho tool\n", 0o755)
+    (made.root / "link").symlink_to("src/app.py")
+    made.commit("second")
+    return made.root
+
+
 @pytest.fixture
-def repo(empty_repo: UserRepo) -> UserRepo:
+def repo(tmp_path: Path, home: Path, _repo_to_copy: Path) -> UserRepo:
     """A repository with a few files in two commits, on main."""
-    empty_repo.write("README", "read me\n")
-    empty_repo.commit("first")
-    empty_repo.write("src/app.py", "answer = 41\n")
-    empty_repo.write("tool.sh", "#!/bin/sh\necho tool\n", 0o755)
-    (empty_repo.root / "link").symlink_to("src/app.py")
-    empty_repo.commit("second")
-    return empty_repo
+    made = _user(tmp_path)
+    assert made.home == home
+    shutil.copytree(_repo_to_copy, made.root, symlinks=True)
+    made.git("update-index", "-q", "--refresh")  # the copies are other files to it
+    return made
 
 
 @pytest.fixture

@@ -75,8 +75,9 @@ def restrict(writable: Sequence[str], *, files: bool = True, signals: bool = Fal
 
     writable: directories and files that may be written to; all else may be read and executed.
     files: False leaves all files as they are, because a rule about any forbids every mount.
-    signals: whether those to processes outside are cut off, for a command that shares its group with them. The
-    pid namespace does it otherwise; and who joins a running sandbox, under rules of his own, can then signal it.
+    signals: whether those to processes outside are cut off, for a command that shares its group with them.
+    The pid namespace does it otherwise; and who joins a running sandbox, under rules of his own, can then
+    signal the command.
     Gives what was applied, for the run's header, or "" where the kernel has nothing of it.
     Raises OSError where the kernel has Landlock and refuses, or a path of `writable` can't be opened.
     """

@@ -209,6 +209,7 @@ def sandbox_plan(view: View, without: frozenset[str] = frozenset()) -> list[Laye
         ("", _workspace(view)),
         ("masks", [Masks(view.covered)] if view.covered else []),
         ("proc", [Processes()]),
+        ("keyring", [Masks(["/proc/keys", "/proc/key-users"])]),
     ]
     layers = [layer for switch, group in groups if switch not in without for layer in group]
     for layer in layers:

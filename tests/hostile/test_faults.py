@@ -152,11 +152,22 @@ def test_case_146_maps_that_can_not_be_written(world: World, name: str) -> None:
     done, trace = _traced(world, branch, "-e", "trace=openat,capset,execve")
     assert done.code == 0, str(done)
     opened = re.findall(r"(?m)^(\d+) +openat\((.*)", _before_the_command(trace))
-    process, index = next((pid, at) for at, (pid, words) in enumerate(opened) if f'/{name}"' in words)
-    when = [pid for pid, _ in opened[: index + 1]].count(process)
-    fault = ["-e", "trace=openat", "-e", f"inject=openat:error=EACCES:when={when}"]
-    failed, injected = _traced(world, branch, *fault)
-    assert re.search(rf'/{name}".*INJECTED', injected), "another process was hit"
+    process, index = next(
+        (pid, at) for at, (pid, words) in enumerate(opened) if f'/{name}", O_WRONLY' in words
+    )
+    faults = [["-P", f"/proc/self/{name}", "-e", "inject=openat:error=EACCES"]]
+    if "/proc/self/" not in opened[index][1]:  # the parent writes it, at a path that is another each time
+        when = [pid for pid, _ in opened[: index + 1]].count(process)
+        numbers = [when + offset for offset in (1, 0, 2, -1, 3)]  # a workspace more each time
+        faults = [
+            ["-e", "trace=openat", "-e", f"inject=openat:error=EACCES:when={number}"] for number in numbers
+        ]
+    for number, fault in enumerate(faults):
+        failed, injected = _traced(world, f"{branch}-off{number}", *fault)
+        if re.search(rf'/{name}", O_WRONLY.*INJECTED', injected):
+            break
+    else:
+        raise AssertionError("another file was hit each time")
     assert "started" not in failed.out
     assert failed.code == 125, str(failed)
     assert "Traceback" not in failed.err

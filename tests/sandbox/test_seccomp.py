@@ -84,7 +84,7 @@ def expected(machine: str, call: Call, mode: dict[str, bool]) -> int:  # noqa: P
     return ALLOW if name is None else by_arguments(name, [value & 0xFFFFFFFF for value in given], userns)
 
 
-def by_arguments(name: str, low: list[int], userns: bool) -> int:  # noqa: FBT001, PLR0911  a table of facts
+def by_arguments(name: str, low: list[int], userns: bool) -> int:  # noqa: C901, FBT001, PLR0911  a table of facts
     if name in MODE_AT and low[MODE_AT[name]] & 0o4000:
         return EPERM
     match name:

@@ -27,10 +27,17 @@ OURS = 125  # exit status of every failure that is not the command's
 _NOBODY_HINT = "give the repository to an ordinary user and run as him, or: --allow-root-uid"
 
 
+def _closed(err: OSError) -> HostError:
+    return HostError(f"namespaces are closed on this machine: {err.strerror}", hint=_USERNS_HINT)
+
+
 def _open_as_nobodys(layers: Sequence[Layer]) -> mounts.Opened:
     """The mounts of a run by root, whose command is nobody on the host and root of its own files."""
     try:
         opened = mounts.Opened(namespaces.id_map_namespace())
+    except OSError as err:
+        raise _closed(err) from err
+    try:
         mounts.open_all(layers, opened)
     except (OSError, MountError) as err:
         reason = err if isinstance(err, OSError) else err.__cause__
@@ -65,9 +72,7 @@ class LiveSandbox:
         try:
             self.pid = syscalls.clone(command.confinement.namespaces)
         except OSError as err:
-            raise HostError(
-                f"user namespaces are closed on this machine: {err.strerror}", hint=_USERNS_HINT
-            ) from err
+            raise _closed(err) from err
         if self.pid == 0:
             os.close(self._orders)
             os.close(self.reports)

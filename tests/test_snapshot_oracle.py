@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from conftest import SHARE
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from snapshot_world import World, run_git
 
@@ -143,10 +144,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World.make(tmp_path_factory.mktemp("oracle"))
 
 
+@seed(SHARE)
 @settings(
-    max_examples=80,
+    max_examples=40,  # each of both users others
     deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(start=EDITS, ignored_too=st.booleans(), first=EDITS, second=EDITS)

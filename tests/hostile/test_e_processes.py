@@ -136,7 +136,7 @@ os._exit(0)
 
 
 def test_case_088_bombs_of_other_kinds(world: World) -> None:
-    attack = _bomb(world, "bombs", _BOMBS)
+    attack = _bomb(world, "bombs", _BOMBS, "--pids", "200")
     attack.assert_sound()
     told = world.repo.show("bombs", "told")
     assert "no end" not in told, told

@@ -27,7 +27,7 @@ _OPTIONAL: Final[Mapping[tuple[str, str], str]] = {
 }
 # A limit that is only read, and Python's own closing of descriptors, which closes one by one instead.
 _HARMLESS: Final = re.compile(r"prlimit64\(\d+, \w+, NULL|close_range\(\d+, \d+, 0\)")
-_MOST: Final = 5
+_MOST: Final = 3
 """Tries of one call, spread over all of its occurrences, by both users together."""
 
 

@@ -69,7 +69,7 @@ def planted(world: World, victim: Victim) -> Attack:
 
 
 def _later(world: World, victim: Victim, planted: Attack, *words: str) -> None:
-    assert planted.part if planted else None
+    assert planted.branch in world.repo.records()
     done = world.repo.overlayrun(*words)
     assert "Traceback" not in done.err, str(done)
     assert done.code in (0, 1, 3, 125), str(done)

@@ -89,6 +89,7 @@ class _Host:
             "shm": _SHM_KEY,
             "uts": os.stat("/proc/self/ns/uts").st_ino,
             "pid": os.getpid(),
+            "comm": Path("/proc/self/comm").read_text(),
             "descriptor": self.secret,
         }
         self.log.write_text("before\n")

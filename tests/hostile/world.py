@@ -14,13 +14,13 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from conftest import Done, Running, UserRepo, wait_until
+from conftest import Done, UserRepo, wait_until
 
 COVERED_ELSEWHERE: Final[Mapping[int, str]] = {
     24: "tests/test_bad_input.py::test_bad_branch_name",
@@ -72,10 +72,10 @@ for branch; do
     git worktree remove --force "$SCRATCH"
 done
 """
-# Every command in a process of its own, but pygit2 and click are imported once for all.
+# Every command in a process of its own, but pygit2, click and rich are imported once for all.
 _OURS: Final = """
 import json, os, sys, tempfile
-import click, pygit2, overlayrun.cli.main
+import click, pygit2, rich.console, rich.table, overlayrun.cli.main
 from overlayrun import launch
 answers = []
 for words in json.loads(sys.argv[1]):
@@ -95,8 +95,7 @@ print(json.dumps(answers))
 """
 MERGE_ANYWAY: Final = ("--yes-exec",)
 """The user says yes to files that run code on his machine."""
-_LOOKS: Final = 6
-"""Branches of a world at which the commands that only look are tried; git and merge see them all."""
+_LOOKS: Final = 3  # branches of a world at which commands that only look are tried; git and merge see all
 _UNSOUND: Final = re.compile(r"hasDot|gitmodules|gitattributes|fullPathname|treeNotSorted|zeroPadded")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -105,7 +104,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\
 class Attack:
     """One run of hostile code and what was found on the host afterwards.
 
-    report: what the payload said, by probe. broken: sentences, one for each promise that did not hold.
+    report: what the payload said, by probe. broken: one sentence for each promise that did not hold.
     """
 
     branch: str
@@ -185,8 +184,6 @@ class World:
         self._host_secret.unlink()
         self.tmp_secret.unlink()
 
-    # Attacks
-
     def other_branch(self) -> Path:
         """Another workspace with a secret that is in none of its commits; its directory."""
         script = 'read line; echo "$line" >"$HOME/.mine"; echo work >work'
@@ -260,7 +257,7 @@ class World:
             yield f"Z1: git on the host ended with {done.returncode}: {done.stderr[-300:]!r}"
 
     def _use_ours(self, branches: Sequence[str]) -> Iterator[str]:
-        commands = [["status"], ["ls"], ["queue"]]
+        commands = [["status"]]
         looks = (["diff", "--stat"], ["log"], ["show"])
         commands += [[*looks[number % 3], name] for number, name in enumerate(branches[:_LOOKS])]
         self.repo.git("branch", "--force", "landing/all", "main")
@@ -274,10 +271,6 @@ class World:
         """Merge a branch into one that stands where main does: nothing else of the repository moves."""
         self.repo.git("branch", "--force", f"landing/{branch}", "main")
         return self.repo.overlayrun("merge", *options, "--into", f"landing/{branch}", branch)
-
-    def done_of(self, run: Running) -> Done:
-        """How a started run ended; its log holds both streams."""
-        return Done(run.process.returncode, "", run.text())
 
     def ours(self, commands: Sequence[Sequence[str]]) -> list[Done]:
         """Run several of overlayrun's commands on the host."""
@@ -308,8 +301,6 @@ class World:
         said = checked.stdout + checked.stderr
         if sound and (checked.returncode or _UNSOUND.search(said)):
             yield f"Z4: fsck: {said}"
-
-    # The host
 
     def picture(self) -> dict[str, object]:
         """Z2: everything of the user's that no run may change."""
@@ -406,6 +397,3 @@ def make_world(place: Path, *, other: bool = False) -> Iterator[World]:
         assert world.use_everything() == []
     finally:
         world.close()
-
-
-Until = Callable[..., None]

@@ -68,6 +68,7 @@ def test_tmux_shows_a_shell_and_ends(repo: UserRepo, needs: Needs) -> None:
         terminal.type("typed\n")
         terminal.expect("typed")
         terminal.type("\x02c")  # a second window, with a shell
+        terminal.expect("1:sh")
         terminal.type("echo $((6 * 7)) >answer; echo in$((6 * 7))side\n")
         terminal.expect("in42side")
         terminal.type("tmux kill-session\n")

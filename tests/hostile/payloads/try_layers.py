@@ -64,7 +64,7 @@ def _() -> bool:
 
 @tried("see processes of the host")
 def _() -> bool:
-    return "pytest" in read_some(f"/proc/{GIVEN['pid']}/cmdline")
+    return read_some(f"/proc/{GIVEN['pid']}/comm") == GIVEN["comm"]
 
 
 @tried("look into processes of the host")

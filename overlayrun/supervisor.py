@@ -116,10 +116,16 @@ class Supervisor:
             self._stop_watching()
             self.relay.drain()
             os.close(signals)
-            for server, outside in self.servers.values():
-                server.close()
-                os.unlink(f"{self.sockets}/{'outside' if outside else 'inside/control'}")
+            self._close_servers()
         return self.outcome
+
+    def _close_servers(self) -> None:
+        for server, outside in self.servers.values():
+            server.close()
+            try:
+                os.unlink(f"{self.sockets}/{'outside' if outside else 'inside/control'}")
+            except FileNotFoundError:  # the user removed the whole workspace
+                pass
 
     def _step(self, signals: int) -> bool:
         """Wait for one thing and deal with it; true when the command is over."""

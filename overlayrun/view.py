@@ -103,17 +103,17 @@ def view_of(repository: Repository, layout: Layout, record: Record, choices: Cho
     _hide(view, find_masks(home, record.profile, [*choices.mask, user_state()], choices.unmask), home)
     view.masked += [*_outside(repository.common_dir, layout, record), *repositories()]
     view.homes = list(_other_homes(view, home, as_root=record.root_uid))
-    if namespaces.is_root_of_host():
-        view.closed = list(_closed_to_others(view))
+    if namespaces.is_root_of_host() and not record.root_uid:
+        view.closed = list(dict.fromkeys(_closed_to_others(view)))
     return view
 
 
 def _closed_to_others(view: View) -> Iterator[str]:
-    """What root can pass through on the way to the workspace and HOME, and nobody can't.
+    """What root can pass through on the way to what is shown, and nobody can't.
 
     An empty directory in its place hides nothing that nobody could have seen.
     """
-    for place in (view.root, view.home or view.root):
+    for place in (view.root, view.home or view.root, *(path for path, _ in view.binds)):
         above = place
         found = None
         while (above := os.path.dirname(above)) != "/":

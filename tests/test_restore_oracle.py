@@ -28,8 +28,9 @@ def carrying(repo: UserRepo) -> UserRepo:
 
 
 def _apply(repo: UserRepo, branch: str, edits: list[Edit]) -> None:
-    words = [sys.executable, "-c", _APPLY, str(Path(__file__).parent)]
-    done = repo.overlayrun("-b", branch, "--", *words, data=repr(edits))
+    tests = str(Path(__file__).parent)  # which root's nobody may not be able to read
+    words = [sys.executable, "-c", _APPLY, tests]
+    done = repo.overlayrun("-b", branch, "--bind-ro", tests, "--", *words, data=repr(edits))
     assert done.code == 0, str(done)
 
 

@@ -126,5 +126,7 @@ def test_a_way_that_root_alone_may_go_leads_nobody_elsewhere(repo: UserRepo, tmp
         shutil.copytree(repo.root, closed / "repo", symlinks=True)
         there = repo.at(closed / "repo")
         assert there.inside(f"ls {closed}; cat README") == "repo\nread me\n"
+        assert not repo.sh(f"ls {closed}").out
+        assert repo.inside(f"ls {closed}", "--bind-ro", str(closed / "beside")) == "beside\n"
     finally:
         shutil.rmtree(closed)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from overlayrun.kernel.syscalls import landlock_abi
+
 if TYPE_CHECKING:
     from conftest import Terminal, UserRepo
 
@@ -221,3 +223,16 @@ def test_interrupt_before_the_command_runs_leaves_nothing_locked(repo: UserRepo,
                 pass
         assert terminal.process.poll() is not None, terminal.text()
     assert repo.sh("true").code == 0
+
+
+def test_a_signal_to_its_own_group_stays_inside(repo: UserRepo) -> None:
+    """On a terminal the command is in the group of the user's job, which kill(2) of process 0 goes by."""
+    if landlock_abi() < 6:
+        pytest.skip("kernel lacks Landlock's signal scope (6.12)")
+    inside = shlex.join(repo.command("-b", "b", "--", "sh", "-c", "echo w >work; kill -KILL 0"))
+    script = f"sleep 60 & {inside}; echo ended $?; kill -0 $! && echo alive; kill $!"
+    with repo.terminal("sh", "-c", script) as terminal:
+        terminal.expect("ended 137")
+        terminal.expect("alive")
+        terminal.end()
+    assert repo.show("b", "work") == "w\n"

@@ -139,7 +139,7 @@ def _show_home(view: View, home: str, layout: Layout, record: Record) -> None:
     view.home = home
     view.passed = shared_state(record.profile, home, record.root)
     view.home_upper = layout.workspace(record.id).home_upper
-    if record.home == "private":
+    if record.home == "private" or not os.access(home, os.R_OK | os.X_OK):  # somebody else's: see owner.py
         _give_logins(view)
         return
     view.home_lowers = [home]

@@ -90,6 +90,14 @@ def test_the_owners_home_is_his_own(foreign: UserRepo) -> None:
     assert done.out.split() == [user.pw_dir, user.pw_name], str(done)
 
 
+def test_an_owner_without_a_home_gets_an_empty_one(foreign: UserRepo) -> None:
+    """As in containers, whose root works on a directory of a user that they don't know."""
+    done = foreign.sh("touch ~/file work && ls ~", "--rm", branch=None)
+    assert (done.code, done.out) == (0, "file\n"), str(done)
+    closed = foreign.overlayrun("--rm", "--", "sh", "-c", "touch ~/file && ls ~", env={"HOME": "/root"})
+    assert (closed.code, closed.out) == (0, "file\n"), str(closed)
+
+
 def test_root_itself_is_a_choice_that_the_header_shows(repo: UserRepo) -> None:
     done = repo.sh("id -u; head -c 4 /etc/shadow; cut -c-20 /proc/self/uid_map", "--allow-root-uid")
     assert done.code == 0, str(done)

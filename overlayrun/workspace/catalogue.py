@@ -81,7 +81,7 @@ def repositories() -> list[str]:
     try:
         with open(_catalogue_path(), "rb") as file:
             lines = [os.fsdecode(line) for line in file.read().split(b"\0") if line]
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # the latter in a HOME of somebody else's
         return []
     return [path for path in dict.fromkeys(lines) if os.path.isdir(path)]
 

@@ -210,23 +210,24 @@ def _assert_own_changes_only(repo: UserRepo, user: User) -> None:
     """What git calls changed is what the user changed.
 
     Git finds the commit of a branch to check out before it takes a lock: a user who comes back to main in the
-    moment in which it is moved gets the files of before, in any repository; commits of his own may follow.
+    moment in which it is moved gets files of before, in any repository.
     """
     if repo.git("branch", "--show-current") != "main":
         return
     listed = repo.raw_git("status", "--porcelain", "-z", "--no-renames").decode().split("\0")[:-1]
     strange = {line[3:] for line in listed} - user.touched
-    moves = len(repo.git("reflog", "-6", "main").splitlines())
-    has_older = user.has_been_away and any(
-        _differs(repo, f"main@{{{back}}}") <= user.touched for back in range(1, moves)
-    )
+    has_older = user.has_been_away and all(_was_so_once(repo, path) for path in strange)
     # Told in short: pytest cuts the middle out of a long text.
     told = [" ".join(line.split())[:60] for line in user.told[-12:]]
     assert not strange or has_older, (strange, user.has_been_away, told)
 
 
-def _differs(repo: UserRepo, revision: str) -> set[str]:
-    return set(repo.git("diff", "--name-only", "--no-renames", revision).splitlines())
+def _was_so_once(repo: UserRepo, path: str) -> bool:
+    """Whether a file is what main had there some moves ago."""
+    blob = repo.git("hash-object", "--no-filters", path) if (repo.root / path).exists() else ""
+    moves = len(repo.git("reflog", "-20", "main").splitlines())
+    listed = (repo.git("ls-tree", f"main@{{{back}}}", "--", path) for back in range(1, moves))
+    return any((line.split()[2] if line else "") == blob for line in listed)
 
 
 @pytest.mark.parametrize("part", range(_PARTS))

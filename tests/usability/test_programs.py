@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import urllib.request
 from typing import TYPE_CHECKING, Final
 
@@ -67,8 +68,10 @@ def test_tmux_shows_a_shell_and_ends(repo: UserRepo, needs: Needs) -> None:
         terminal.expect("/dev/pts/")
         terminal.type("typed\n")
         terminal.expect("typed")
-        terminal.type("\x02c")  # a second window, with a shell
-        terminal.expect("1:sh")
+        for key in "\x02c":  # a second window, with a shell; keys that come at once are a paste to tmux
+            time.sleep(0.1)
+            terminal.type(key)
+        time.sleep(0.1)
         terminal.type("echo $((6 * 7)) >answer; echo in$((6 * 7))side\n")
         terminal.expect("in42side")
         terminal.type("tmux kill-session\n")

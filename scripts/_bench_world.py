@@ -40,8 +40,9 @@ class World:
         os.makedirs(self.scrap)
         self._seen: set[str] = set()
         _install(self.root)
-        for name in ("_bench_floor.py", "_bench_inside.py"):
-            shutil.copy(f"{HERE}/{name}", f"{self.root}/{name}")
+        # What runs inside lies in HOME: below another's, as /home/NAME is to this one, a sandbox shows nothing.
+        shutil.copy(f"{HERE}/_bench_floor.py", f"{self.root}/_bench_floor.py")
+        shutil.copy(f"{HERE}/_bench_inside.py", f"{self.home}/_bench_inside.py")
 
     def ours(self, *words: str) -> list[str]:
         """A command line of overlayrun."""
@@ -49,7 +50,7 @@ class World:
 
     def inside(self, *words: str) -> list[str]:
         """A command line of `_bench_inside.py`, which also a sandbox can see."""
-        return [self.python, "-I", "-S", f"{self.root}/_bench_inside.py", *words]
+        return [self.python, "-I", "-S", f"{self.home}/_bench_inside.py", *words]
 
     def git(self, cwd: str, *words: str, data: str = "") -> str:
         """Run git unmeasured; its stdout, stripped."""

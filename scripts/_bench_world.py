@@ -40,7 +40,7 @@ class World:
         os.makedirs(self.scrap)
         self._seen: set[str] = set()
         _install(self.root)
-        # What runs inside lies in HOME: of other homes, as /home/NAME is to this one, a sandbox shows nothing.
+        # What runs inside lies in HOME: of other homes, as /home/NAME is here, a sandbox shows nothing.
         shutil.copy(f"{HERE}/_bench_floor.py", f"{self.root}/_bench_floor.py")
         shutil.copy(f"{HERE}/_bench_inside.py", f"{self.home}/_bench_inside.py")
 

@@ -38,11 +38,6 @@ class Incoming:
     bare: tuple[bytes, ...] = ()
     unsafe: tuple[str, ...] = ()
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether there is nothing to tell of."""
-        return not (self.carriers or self.bare or self.unsafe)
-
 
 def incoming(repo: Repo, old: TreeId, new: TreeId) -> Incoming:
     """Look at all that differs between what the user has and what he would get. Cost follows the change."""

@@ -171,7 +171,7 @@ class _Run:
         return command
 
     def _taker(self, live: LiveSandbox) -> Callable[..., Snapshot]:
-        def take(reason: SnapshotReason, message: str | None, force_large: bool = False) -> Snapshot:  # noqa: FBT001, FBT002
+        def take(reason: SnapshotReason, message: str | None, *, force_large: bool = False) -> Snapshot:
             from overlayrun.capture import capture  # pygit2: 60 ms, once something is to be taken
 
             words = message or self.options.message

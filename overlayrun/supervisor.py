@@ -308,7 +308,7 @@ class Supervisor:
         message = request.get("message")
         try:
             words = message if isinstance(message, str) else None
-            taken = self.take(SnapshotReason.REQUEST, words, force_large)
+            taken = self.take(SnapshotReason.REQUEST, words, force_large=force_large)
         except OverlayrunError as err:
             return {"error": err.brief, "hint": err.hint}, ()
         from overlayrun.capture import answer_of

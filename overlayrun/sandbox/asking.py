@@ -12,6 +12,7 @@ import os
 import struct
 
 from overlayrun.kernel import abi, calls
+from overlayrun.sandbox.seccomp import TRACING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ _WORDS: Final = {
     USERNS: "asked for a sandbox of its own, which this one refuses",
     PTRACE: "asked to look into another process, which the sandbox refuses",
 }
-_TRACING: Final = ("process_vm_readv", "process_vm_writev", "ptrace")
 _LETTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.+")
 _MOST: Final = 8  # names an option
 
@@ -69,7 +69,7 @@ class Asked:
 
 def _is_tracing(number: int) -> bool:
     numbers = calls.X86_64 if os.uname().machine == "x86_64" else calls.AARCH64
-    return number in (numbers[name] for name in _TRACING)
+    return number in (numbers[name] for name in TRACING)
 
 
 def asked_lines(text: str) -> Iterator[str]:

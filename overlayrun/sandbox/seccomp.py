@@ -39,7 +39,7 @@ _REFUSED: Final = (
 # go on without them.
 _MISSING: Final = ("io_uring_enter", "io_uring_register", "io_uring_setup", "openat2")
 # EPERM, but for --allow-ptrace.
-_TRACING: Final = ("process_vm_readv", "process_vm_writev", "ptrace")
+TRACING: Final = ("process_vm_readv", "process_vm_writev", "ptrace")
 # EPERM, but for --allow-userns.
 _NAMESPACES: Final = "chroot mount pivot_root setdomainname sethostname setns umount2".split()
 # ENOSYS, but for --allow-userns: programs then fall back to mount(2); and to clone(2), whose flags a filter
@@ -163,7 +163,7 @@ def _spans(numbers: Mapping[str, int], refusal: Code, *, ptrace: bool, userns: b
     chosen |= {"open": _when_made(1), "openat": _when_made(2)}
     chosen |= {"mknod": _when_bits(1, stat.S_ISUID, _EPERM), "mknodat": _when_bits(2, stat.S_ISUID, _EPERM)}
     if not ptrace:
-        chosen |= dict.fromkeys(_TRACING, refusal)
+        chosen |= dict.fromkeys(TRACING, refusal)
     if not userns:
         chosen |= dict.fromkeys(_NAMESPACES, _EPERM) | dict.fromkeys(_NEW_WAYS, _ENOSYS)
         chosen["clone"] = _when_bits(0, _CLONE_FLAGS, refusal)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from conftest import wait_until
 
 from overlayrun.workspace.lock import is_locked
 
@@ -273,7 +274,7 @@ def test_a_signal_to_the_supervisor_ends_the_command_and_keeps_its_work(repo: Us
         _ready(run)
         run.process.send_signal(number)
         assert run.end() == 128 + number
-    assert repo.marked() == []
+    wait_until(lambda: not repo.marked(), "all dead", 5.0)  # a flush to the disk has our arguments too
     assert repo.show("b", "new") == "x\n"
 
 
@@ -292,7 +293,7 @@ def test_a_command_that_ignores_term_is_killed(repo: UserRepo) -> None:
         _ready(run)
         run.process.send_signal(signal.SIGTERM)
         assert run.end() == 128 + signal.SIGKILL
-    assert repo.marked() == []
+    wait_until(lambda: not repo.marked(), "all dead", 5.0)  # a flush to the disk has our arguments too
     assert repo.show("b", "new") == "x\n"
 
 
@@ -300,7 +301,7 @@ def test_timeout_ends_the_whole_tree(repo: UserRepo) -> None:
     done = repo.sh(f"echo x >new; setsid {repo.sleeper()} & {repo.sleeper()}", "--timeout", "0.5")
     assert done.code in {124, 128 + signal.SIGTERM}, str(done)
     assert any("--timeout" in line for line in done.ours)
-    assert repo.marked() == []
+    wait_until(lambda: not repo.marked(), "all dead", 5.0)  # a flush to the disk has our arguments too
     assert repo.show("b", "new") == "x\n"
 
 
@@ -308,7 +309,7 @@ def test_idle_timeout_ends_a_silent_command(repo: UserRepo) -> None:
     done = repo.sh(f"echo x >new; {repo.sleeper()}", "--idle-timeout", "1")
     assert done.code in {124, 128 + signal.SIGTERM}, str(done)
     assert any("--idle-timeout" in line for line in done.ours)
-    assert repo.marked() == []
+    wait_until(lambda: not repo.marked(), "all dead", 5.0)  # a flush to the disk has our arguments too
 
 
 def test_idle_timeout_with_closed_output(repo: UserRepo) -> None:
@@ -337,7 +338,7 @@ def test_orphans_are_dead_when_the_run_is_over(repo: UserRepo) -> None:
         f"(setsid sh -c \"{daemon}\" >/dev/null 2>&1 </dev/null &) ; sleep 0.3; ps ax | grep -c '[s]leep'",
     )
     assert done.code == 0, str(done)
-    assert repo.marked() == []
+    wait_until(lambda: not repo.marked(), "all dead", 5.0)  # a flush to the disk has our arguments too
 
 
 def test_writes_of_an_orphan_are_in_the_last_snapshot(repo: UserRepo) -> None:

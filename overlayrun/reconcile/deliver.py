@@ -12,6 +12,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 from overlayrun.errors import RefMoved
@@ -68,37 +69,43 @@ def deliver(
             return held
         trees, held = checked_out(common_dir, target)
         _check_ref(common_dir, target, old)
-        if trees and not held:
-            order = Order(layout, common_dir, target, old, new, _touched(common_dir, old, new))
-            return _deliver(order, trees, lock, tell)
-        return held or _move_alone(common_dir, target, old, new, tell)
+        if held:
+            return held
+        order = Order(layout, common_dir, target, old, new, _touched(common_dir, old, new))
+        return _deliver(order, trees, lock, tell) if trees else _move_alone(order, tell)
 
 
-def _move_alone(
-    common_dir: str, target: BranchName, old: CommitId, new: CommitId, tell: Tell
-) -> tuple[Held, ...]:
+def _move_alone(order: Order, tell: Tell) -> tuple[Held, ...]:
     """Move a branch that no tree has checked out; a tree that is just being switched to it gets its files."""
-    for tree in every_tree(common_dir):
+    for tree in every_tree(order.common_dir):
         if os.path.lexists(f"{tree.git_dir}/index.lock"):
             return (Held(tree.path, "another git process is at work there"),)
-    update_refs(common_dir, [RefUpdate(branch_ref(target), new, old)], why="merge")
+    update_refs(order.common_dir, [RefUpdate(branch_ref(order.target), order.new, order.old)], why="merge")
     time.sleep(_PAUSE)  # git looks at a branch some moments before it takes its lock
-    for tree in every_tree(common_dir):
+    for tree in every_tree(order.common_dir):
         end = time.monotonic() + _PATIENCE
         while os.path.lexists(f"{tree.git_dir}/index.lock") and time.monotonic() < end:
             time.sleep(_PAUSE)
-        if has_head(tree, target):
-            _follow(tree, old, new, tell)
+        if has_head(tree, order.target) and not _follow(replace(order, follows=True), tree, tell):
+            tell(f"{tree.path} was being switched while its branch moved on: see git status")
     return ()
 
 
-def _follow(tree: WorkTree, old: CommitId, new: CommitId, tell: Tell) -> None:
-    """Bring a tree on that was switched to the branch with the files that it had before it moved."""
+def _follow(order: Order, tree: WorkTree, tell: Tell) -> bool:
+    """Bring a tree on that was switched to the branch with the files that it had before it moved.
+
+    Whether it has them now. The user is at work in it, so that each file changes places as in a delivery.
+    """
     try:
-        if _index_is_of(tree, old) and not _index_is_of(tree, new):
-            _move_files(tree, old, new)
-    except GitFailed:
-        tell(f"{tree.path} was being switched while its branch moved on: see git status")
+        if not _index_is_of(tree, order.old) or _index_is_of(tree, order.new):
+            return True
+        seen = [see(tree, order.touched)]
+        done = _examine(order, tree) or exchange(order, seen, tell)
+        if done is None:
+            _move_files(tree, order.old, order.new)
+    except (GitFailed, OSError):
+        return False
+    return not done
 
 
 def _index_is_of(tree: WorkTree, commit: CommitId) -> bool:

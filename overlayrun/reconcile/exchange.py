@@ -74,7 +74,10 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A branch to be moved, and what that changes."""
+    """A branch to be moved, and what that changes.
+
+    follows: it has moved already, and only the files come after it.
+    """
 
     layout: Layout
     common_dir: str
@@ -82,6 +85,7 @@ class Order:
     old: CommitId
     new: CommitId
     touched: Sequence[Touched]
+    follows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +157,7 @@ def _prepare_all(order: Order, seen: Sequence[Seen]) -> list[_Work]:
     scratch = scratch_directory(order.layout)
     remove_tree(scratch)  # without a journal it holds nothing of the user's
     works = [_prepare(order, each, f"{scratch}/{number}") for number, each in enumerate(seen)]
-    _write_journal(order.layout, order.target, order.new, works, is_done=False)
+    _write_journal(order, works, is_done=False)
     return works
 
 
@@ -215,6 +219,7 @@ def _step(seen: Seen, each: Touched, scratch: str, number: int) -> Step:
 
 
 def _carry_out(order: Order, works: Sequence[_Work], tell: Tell) -> None:
+    is_whole = False
     try:
         for work in works:
             _lock(work)
@@ -223,16 +228,18 @@ def _carry_out(order: Order, works: Sequence[_Work], tell: Tell) -> None:
         for work in works:
             _move(work)
         _let_settle(works)
-        move = RefUpdate(branch_ref(order.target), order.new, order.old)
-        update_refs(works[0].git_dir, [move], why="merge")
+        if not order.follows:
+            move = RefUpdate(branch_ref(order.target), order.new, order.old)
+            update_refs(works[0].git_dir, [move], why="merge")
+        is_whole = True
     finally:
-        if _has_landed(order.common_dir, order.target, order.new):
+        if is_whole or (not order.follows and _has_landed(order.common_dir, order.target, order.new)):
             for work in works:
                 _finish(work)
         else:
             _undo(works)
             _back_up_strangers(order.common_dir, works, tell)
-        _write_journal(order.layout, order.target, order.new, works, is_done=True)
+        _write_journal(order, works, is_done=True)
 
 
 def _has_landed(common_dir: str, target: BranchName, new: CommitId) -> bool:
@@ -338,11 +345,15 @@ def _back_up_strangers(common_dir: str, works: Sequence[_Work], tell: Tell) -> N
 # After a crash
 
 
-def _write_journal(
-    layout: Layout, target: BranchName, new: CommitId, works: Sequence[_Work], *, is_done: bool
-) -> None:
-    data = {"target": target, "new": new, "done": is_done, "works": [asdict(work) for work in works]}
-    write_whole(_journal(layout), json.dumps(data).encode(), durable=not is_done)
+def _write_journal(order: Order, works: Sequence[_Work], *, is_done: bool) -> None:
+    data = {
+        "target": order.target,
+        "new": order.new,
+        "follows": order.follows,
+        "done": is_done,
+        "works": [asdict(work) for work in works],
+    }
+    write_whole(_journal(order.layout), json.dumps(data).encode(), durable=not is_done)
 
 
 def _journal(layout: Layout) -> str:
@@ -352,8 +363,9 @@ def _journal(layout: Layout) -> str:
 def recover_exchange(common_dir: str, layout: Layout, tell: Tell) -> tuple[Held, ...]:
     """Finish or undo an earlier delivery that was cut short; () when all is in order.
 
-    Where the branch has moved, forward; else back. Files that were displaced then are looked at once more: an
-    editor may have held one open all the time. The caller holds the lock of deliveries.
+    Where the branch has moved, forward; else, and where files only followed it, back. Files that were
+    displaced then are looked at once more: an editor may have held one open all the time. The caller holds
+    the lock of deliveries.
     """
     try:
         data: dict[str, Any] = json.loads(read_bytes(_journal(layout)))
@@ -373,7 +385,8 @@ def recover_exchange(common_dir: str, layout: Layout, tell: Tell) -> tuple[Held,
 
 def _resume(common_dir: str, data: Mapping[str, Any], works: Sequence[_Work], tell: Tell) -> tuple[Held, ...]:
     there = [work for work in works if os.path.isdir(work.git_dir) and os.path.isdir(work.path)]
-    if _has_landed(common_dir, BranchName(data["target"]), CommitId(data["new"])):
+    target, new = BranchName(data["target"]), CommitId(data["new"])
+    if not data["follows"] and _has_landed(common_dir, target, new):
         return tuple(held for work in there for held in _finish_late(work, tell))
     _undo(there)
     return ()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from conftest import SHARE, UserRepo
@@ -19,6 +19,7 @@ from overlayrun.model import BranchName, CommitId
 from overlayrun.reconcile import exchange
 from overlayrun.reconcile.deliver import deliver, recover_delivery
 from overlayrun.reconcile.worktrees import Held
+from overlayrun.store.refs import update_refs
 from overlayrun.workspace.layout import open_state
 
 MAIN: Final = BranchName("main")
@@ -267,6 +268,37 @@ def test_a_branch_that_moves_meanwhile_takes_the_files_back(
     assert desk.repo.git("status", "--porcelain") == ""
     assert not (desk.repo.root / "made").exists()
     assert not (desk.repo.root / ".git/index.lock").exists()
+
+
+@pytest.mark.parametrize("saves", [False, True])
+def test_a_tree_switched_to_the_branch_while_it_moves_gets_the_files_and_loses_no_save(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, *, saves: bool
+) -> None:
+    """Git resolved the branch before it moved: HEAD names it, index and files are of before."""
+    new = desk.commit("main", {"README": "new\n", "other": "new\n"})
+    desk.repo.git("checkout", "-q", "-b", "elsewhere")
+    settle = exchange._let_settle
+
+    def move_then_switch(*args: Any, **options: Any) -> None:
+        update_refs(*args, **options)
+        (desk.repo.root / ".git/HEAD").write_text("ref: refs/heads/main\n")
+
+    monkeypatch.setattr("overlayrun.reconcile.deliver.update_refs", move_then_switch)
+    with (desk.repo.root / "README").open("a") as held_open:
+
+        def save_then_settle(works: list[exchange._Work]) -> None:
+            held_open.write("mine\n" * saves)
+            held_open.flush()
+            settle(works)
+
+        monkeypatch.setattr(exchange, "_let_settle", save_then_settle)
+        assert desk.deliver(new) == ()
+    assert desk.main == new
+    assert (desk.repo.root / "README").read_text() == ("read me\nmine\n" if saves else "new\n")
+    assert desk.has_file("other") is not saves
+    assert len(desk.told) == saves
+    assert desk.recover() == ()
+    assert not desk.has_file(".git/index.lock")
 
 
 def test_a_directory_that_can_not_be_written_holds(desk: Desk) -> None:

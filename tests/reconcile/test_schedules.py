@@ -14,6 +14,7 @@ from conftest import SHARE, UserRepo
 
 from overlayrun.errors import RefMoved
 from overlayrun.model import BranchName
+from overlayrun.reconcile.deliver import recover_delivery
 from overlayrun.reconcile.land import Ledger
 from overlayrun.store.repo import Repo
 from overlayrun.workspace.layout import open_state
@@ -196,6 +197,9 @@ def _kept(repo: UserRepo) -> set[str]:
 
 
 def _assert_nothing_lost(repo: UserRepo, user: User, branches: dict[str, str]) -> None:
+    # What was written into a displaced file after the last look is kept by the next delivery.
+    common_dir = str(repo.root / ".git")
+    assert recover_delivery(common_dir, open_state(common_dir)) == ()
     kept = _kept(repo)
     for name, text in user.saved.items():
         path = repo.root / name

@@ -445,7 +445,7 @@ def test_a_check_that_hangs_is_ended_and_named(repo: UserRepo) -> None:
     assert (done.code, landed(done)) == (1, ["good"]), str(done)
     assert "timed out" in done.out
     assert queue(repo)["slow"] == "failed"
-    assert repo.marked() == []
+    wait_until(lambda: not repo.marked(), "all dead")
 
 
 @pytest.mark.parametrize("status", [1, 2, 124, 125, 126, 127, 137, 255])

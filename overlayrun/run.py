@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Final
 
+    from overlayrun.answers import Answers
     from overlayrun.kernel.groups import Group
     from overlayrun.sandbox.plan import Layer
     from overlayrun.snapshot import Snapshot
@@ -79,6 +80,7 @@ class _Run:
         self.place = layout.workspace(prepared.record.id)
         self.tell = tell
         self.connections = connections
+        self.known: Answers | None = None
         self.without = parse_without(options.without)
 
     def through(self, argv: list[str], quiet: Callable[[str], None]) -> int:
@@ -121,6 +123,7 @@ class _Run:
             take = None if self.record.throwaway else self._taker(live)
             supervisor = Supervisor(live, self.options, self.place.sockets, take, self.tell, relay)
             supervisor.watched = self.connections.watched
+            supervisor.answers = lambda: self._answers(live, take)
             outcome = supervisor.run()
             self.connections.finish()
             terminal.take_back(abnormal=outcome.status > 128)
@@ -178,6 +181,13 @@ class _Run:
             return capture(self.layout, self.record, reason, words, live, force_large=force_large)
 
         return take
+
+    def _answers(self, live: LiveSandbox, take: Callable[..., Snapshot] | None) -> Answers:
+        from overlayrun.answers import Answers  # pygit2: 60 ms, once somebody asks
+
+        if self.known is None:
+            self.known = Answers(live, self.layout, self.record, take)
+        return self.known
 
     def _close(self, live: LiveSandbox, outcome: Outcome, quiet: Callable[[str], None]) -> int:
         record = self.record

@@ -22,9 +22,10 @@ from overlayrun.sandbox.limits import events_text
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
-    from typing import Any, Final
+    from collections.abc import Callable
+    from typing import Final
 
+    from overlayrun.answers import Answers
     from overlayrun.snapshot import Snapshot
     from overlayrun.watchdog import Watcher
 
@@ -96,6 +97,7 @@ class Supervisor:
         # Descriptors that become readable when something beside the sandbox dies, and what to do then, once.
         self.watched: dict[int, Callable[[], None]] = {}
         self.watcher: Watcher | None = None
+        self.answers: Callable[[], Answers]
 
     def run(self) -> Outcome:
         """From start to the death of every process."""
@@ -282,38 +284,8 @@ class Supervisor:
         from overlayrun import control
 
         server, outside = self.servers[fd]
-        control.answer(server, self._answer_outside if outside else self._answer_inside)
-
-    def _answer_outside(self, request: dict[str, Any]) -> tuple[dict[str, Any], Sequence[int]]:
-        if request["op"] == "join":
-            command = self.live.command
-            told = {
-                "cwd": command.cwd,
-                "environment": command.environment,
-                "confinement": command.confinement.to_json(),
-                "group": self.live.group.to_json(),
-            }
-            return told, self.live.joined
-        if request["op"] == "status":
-            return {"keeper": self.live.pid, "running": time.monotonic() - self.started}, ()
-        return self._answer_inside(request, force_large=request.get("force_large") is True)
-
-    def _answer_inside(
-        self, request: dict[str, Any], *, force_large: bool = False
-    ) -> tuple[dict[str, Any], Sequence[int]]:
-        if request["op"] != "snapshot":
-            return {"error": f"unknown request {request['op']!a}"}, ()
-        if self.take is None:
-            return {"error": "a throwaway run takes no snapshots"}, ()
-        message = request.get("message")
-        try:
-            words = message if isinstance(message, str) else None
-            taken = self.take(SnapshotReason.REQUEST, words, force_large=force_large)
-        except OverlayrunError as err:
-            return {"error": err.brief, "hint": err.hint}, ()
-        from overlayrun.capture import answer_of
-
-        return answer_of(taken), ()
+        answers = self.answers()
+        control.answer(server, answers.outside if outside else answers.inside)
 
     def _snapshot_by_timer(self) -> None:
         assert self.take is not None

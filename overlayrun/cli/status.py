@@ -68,7 +68,7 @@ def _running(opened: Opened) -> Iterator[_Running]:
 def _keeper(opened: Opened, record: Record) -> int:
     """Process id of the keeper; 0 where nobody answers, because the run begins or ends."""
     try:
-        answer, _ = ask(opened.layout.workspace(record.id).sockets, "outside", {"op": "status"}, wait=0.3)
+        answer, _ = ask(opened.layout.workspace(record.id).sockets, "outside", {"op": "running"}, wait=0.3)
     except WorkspaceError:
         return 0
     return int(answer.get("keeper", 0))

@@ -74,10 +74,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A branch to be moved, and what that changes.
-
-    follows: it has moved already, and only the files come after it.
-    """
+    """A branch to be moved, and what that changes. follows: it has moved, only the files come after it."""
 
     layout: Layout
     common_dir: str
@@ -346,13 +343,8 @@ def _back_up_strangers(common_dir: str, works: Sequence[_Work], tell: Tell) -> N
 
 
 def _write_journal(order: Order, works: Sequence[_Work], *, is_done: bool) -> None:
-    data = {
-        "target": order.target,
-        "new": order.new,
-        "follows": order.follows,
-        "done": is_done,
-        "works": [asdict(work) for work in works],
-    }
+    data = {name: getattr(order, name) for name in ("target", "new", "follows")}
+    data |= {"done": is_done, "works": [asdict(work) for work in works]}
     write_whole(_journal(order.layout), json.dumps(data).encode(), durable=not is_done)
 
 

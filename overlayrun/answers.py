@@ -1,0 +1,82 @@
+"""What a run answers at its control sockets: to the user's commands outside, and to the agent inside.
+
+Whatever comes from inside is data of the agent's: it chooses nothing but among what stands here.
+"""
+
+from __future__ import annotations
+
+import time
+
+from overlayrun.capture import answer_of
+from overlayrun.errors import OverlayrunError
+from overlayrun.model import SnapshotReason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    from overlayrun.live import LiveSandbox
+    from overlayrun.snapshot import Snapshot
+    from overlayrun.workspace.layout import Layout
+    from overlayrun.workspace.record import Record
+
+    Reply = tuple[dict[str, Any], Sequence[int]]
+
+
+class Answers:
+    """The answers of one run.
+
+    take: takes a snapshot (reason, message, whether without limits), None where the run keeps none.
+    """
+
+    def __init__(
+        self, live: LiveSandbox, layout: Layout, record: Record, take: Callable[..., Snapshot] | None
+    ) -> None:
+        self._live = live
+        self._layout = layout
+        self._record = record
+        self._take = take
+        self._inside: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "snapshot": self._snapshot,
+        }
+
+    def outside(self, request: dict[str, Any]) -> Reply:
+        """Answer a command of the user's; descriptors of the namespaces for `join`."""
+        if request["op"] == "join":
+            command = self._live.command
+            told = {
+                "cwd": command.cwd,
+                "environment": command.environment,
+                "confinement": command.confinement.to_json(),
+                "group": self._live.group.to_json(),
+            }
+            return told, self._live.joined
+        if request["op"] == "running":
+            assert self._record.last_run is not None
+            return {"keeper": self._live.pid, "running": time.time() - self._record.last_run.started}, ()
+        if request["op"] == "snapshot":
+            return self._guarded(
+                lambda: self._snapshot(request, force_large=request.get("force_large") is True)
+            )
+        return self.inside(request)
+
+    def inside(self, request: dict[str, Any]) -> Reply:
+        """Answer the agent."""
+        answer = self._inside.get(str(request["op"]))
+        if answer is None:
+            return {"error": f"unknown request {request['op']!a}"}, ()
+        return self._guarded(lambda: answer(request))
+
+    def _guarded(self, answer: Callable[[], dict[str, Any]]) -> Reply:
+        try:
+            return answer(), ()
+        except OverlayrunError as err:
+            return {"error": err.brief, "hint": err.hint}, ()
+
+    def _snapshot(self, request: dict[str, Any], *, force_large: bool = False) -> dict[str, Any]:
+        if self._take is None:
+            return {"error": "a throwaway run takes no snapshots"}
+        message = request.get("message")
+        words = message if isinstance(message, str) else None
+        return answer_of(self._take(SnapshotReason.REQUEST, words, force_large=force_large))

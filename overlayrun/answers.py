@@ -9,13 +9,18 @@ import time
 
 from overlayrun.capture import answer_of
 from overlayrun.errors import OverlayrunError
+from overlayrun.fork import fork_answer
+from overlayrun.hearing import hear, words_of
 from overlayrun.model import SnapshotReason
+from overlayrun.whereami import whereami
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
+    from overlayrun.fork import Forks
+    from overlayrun.guests import Guests
     from overlayrun.live import LiveSandbox
     from overlayrun.snapshot import Snapshot
     from overlayrun.workspace.layout import Layout
@@ -28,17 +33,30 @@ class Answers:
     """The answers of one run.
 
     take: takes a snapshot (reason, message, whether without limits), None where the run keeps none.
+    forks: makes the branches that are forked from this one. guests: the further branches that are open in
+    the run, for the answers of its own branch. root: where the tree is mounted.
     """
 
     def __init__(
-        self, live: LiveSandbox, layout: Layout, record: Record, take: Callable[..., Snapshot] | None
+        self,
+        live: LiveSandbox,
+        layout: Layout,
+        record: Record,
+        take: Callable[..., Snapshot] | None,
+        forks: Forks,
     ) -> None:
         self._live = live
         self._layout = layout
         self._record = record
         self._take = take
+        self._forks = forks
+        self.guests: Guests | None = None
+        self.root = record.root
         self._inside: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "snapshot": self._snapshot,
+            "session": self._session,
+            "status": lambda _: whereami(self._record),
+            "fork": self._fork,
         }
 
     def outside(self, request: dict[str, Any]) -> Reply:
@@ -47,6 +65,7 @@ class Answers:
             command = self._live.command
             told = {
                 "cwd": command.cwd,
+                "root": self.root,
                 "environment": command.environment,
                 "confinement": command.confinement.to_json(),
                 "group": self._live.group.to_json(),
@@ -62,8 +81,13 @@ class Answers:
         return self.inside(request)
 
     def inside(self, request: dict[str, Any]) -> Reply:
-        """Answer the agent."""
+        """Answer the agent, or let those of a guest's tree do it that the request names."""
         answer = self._inside.get(str(request["op"]))
+        if self.guests is not None:
+            answer = answer or self.guests.operations.get(str(request["op"]))
+            other = self.guests.answers_of(request)
+            if other is not None and str(request["op"]) in self._inside:
+                return other.inside(request)
         if answer is None:
             return {"error": f"unknown request {request['op']!a}"}, ()
         return self._guarded(lambda: answer(request))
@@ -77,6 +101,21 @@ class Answers:
     def _snapshot(self, request: dict[str, Any], *, force_large: bool = False) -> dict[str, Any]:
         if self._take is None:
             return {"error": "a throwaway run takes no snapshots"}
-        message = request.get("message")
-        words = message if isinstance(message, str) else None
-        return answer_of(self._take(SnapshotReason.REQUEST, words, force_large=force_large))
+        words = words_of(self._layout, self._record, request)
+        taken = self._take(SnapshotReason.REQUEST, words, force_large=force_large)
+        return {"branch": self._record.branch, **answer_of(taken)}
+
+    def _session(self, request: dict[str, Any]) -> dict[str, Any]:
+        told = hear(self._layout, self._record, request.get("account"), leads=True)
+        if told is None:
+            return {"error": "a session is told by an account"}
+        return {"branch": self._record.branch, "session": told.session}
+
+    def _fork(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._take is None:
+            return {"error": "a throwaway run can't be forked"}
+        given = request.get("branch")
+        name = None if given is None else str(given)
+        self._forks.check(name)
+        taken = self._take(SnapshotReason.REQUEST, None)
+        return fork_answer(self._forks.make(name), taken)

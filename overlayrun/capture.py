@@ -7,9 +7,11 @@ import shlex
 from dataclasses import replace
 from typing import Any
 
+from overlayrun.account import Account, Session
 from overlayrun.collector import Limits
 from overlayrun.live import LiveSandbox
 from overlayrun.model import SnapshotReason
+from overlayrun.sandbox.seeds import unkept
 from overlayrun.snapshot import Snapshot, SnapshotJob, take_snapshot
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
@@ -19,15 +21,15 @@ def capture(
     layout: Layout,
     record: Record,
     reason: SnapshotReason,
-    message: str | None,
+    message: str | Account | None,
     live: LiveSandbox | None,
     *,
     force_large: bool = False,
 ) -> Snapshot:
     """Take a snapshot of a workspace whose lock the caller holds.
 
-    live: its sandbox, where the agent's own commits are packed; without one they wait for the next snapshot.
-    force_large: however much it is.
+    message: words for it, or the agent's account of the step. live: its sandbox, where the agent's own
+    commits are packed; without one they wait for the next snapshot. force_large: however much it is.
     """
     job = replace(job_of(layout, record, live), limits=Limits(force_large=force_large))
     return take_snapshot(job, reason=reason, message=message)
@@ -47,10 +49,17 @@ def job_of(layout: Layout, record: Record, live: LiveSandbox | None) -> Snapshot
         agent_git=place.git_upper,
         hashes=place.hashes,
         command=shlex.join(run.command) if run else "",
-        carried=tuple(os.fsencode(path) for path in record.carried),
+        carried=tuple(os.fsencode(path) for path in (*record.carried, *_unkept(layout, record))),
         exit_status=run.status if run else None,
         run_inside=live.run_inside if live else None,
+        session=Session.from_json(record.session),
+        task=record.prompt,
     )
+
+
+def _unkept(layout: Layout, record: Record) -> list[str]:
+    trees = [f"{layout.root}/{layer}/tree" for layer in record.stack]
+    return unkept(record.profile, [layout.workspace(record.id).dirty, *trees])
 
 
 def answer_of(taken: Snapshot) -> dict[str, Any]:

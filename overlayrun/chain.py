@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from overlayrun.errors import RefMoved, StoreError
-from overlayrun.model import BranchName, CommitId, SnapshotReason, TreeId
+from overlayrun.model import BranchName, CommitId, TreeId
 from overlayrun.snapshot_job import SnapshotJob
-from overlayrun.store.commits import format_commit, format_message, printable
+from overlayrun.store.commits import format_commit, format_message, parse_trailers, printable
 from overlayrun.store.pack import ObjectWriter
 from overlayrun.store.refs import RefUpdate, branch_ref, snapshots_ref
 from overlayrun.store.repo import Repo, SnapshotInfo
 from overlayrun.store.trees import ChangeCount
+from overlayrun.wording import TOLD, Occasion, branch_text, branch_trailers, snapshot_text, trailers_of
 
 ABSENT: Final = "absent"  # in a trailer: the branch does not exist
+_FILES: Final = "Files:"
 _MARK: Final = ".moving"  # beside the hash cache
 _ATTEMPTS: Final = 5
 _PAUSE: Final = 0.05  # seconds until a ref that another git process has locked is tried again
@@ -45,14 +47,6 @@ class Link:
     def last(self) -> CommitId | None:
         """Where the chain ends now."""
         return self.previous.commit if self.previous else None
-
-
-@dataclass(frozen=True, slots=True)
-class Occasion:
-    """Why a snapshot is taken, and in whose words."""
-
-    reason: SnapshotReason
-    message: str | None
 
 
 def is_half_moved(job: SnapshotJob) -> bool:
@@ -151,19 +145,26 @@ def _write_tip(link: Link, writer: ObjectWriter, occasion: Occasion) -> CommitId
     if link.head and link.tree == repo.tree_of(link.head):
         return link.head
     parent = link.head or job.dirty or job.base
-    message = format_message(_text(link, occasion), _summary(link.changes), _trailers(link))
+    text = branch_text(occasion, _default_text(link))
+    trailers = _trailers(link) | branch_trailers(occasion)
+    message = format_message(text, _summary(link.changes), trailers)
     return _commit(link, writer, [parent] if parent else [], message)
 
 
 def _write_snapshot(
     link: Link, writer: ObjectWriter, occasion: Occasion, tip: CommitId | None, move: _BranchMove
 ) -> CommitId:
-    trailers = _trailers(link) | {"Reason": occasion.reason.value, "Number": str(link.number)}
+    text = snapshot_text(occasion, told_in(link.repo, link.previous), _default_text(link))
+    trailers = (
+        _trailers(link)
+        | trailers_of(occasion)
+        | {"Reason": occasion.reason.value, "Number": str(link.number)}
+    )
     if link.head:
         trailers["Head"] = link.head
     if move.why_not:
         trailers["Kept"] = move.old or ABSENT
-    message = format_message(_text(link, occasion), _summary(link.changes), trailers)
+    message = format_message(text, _summary(link.changes), trailers)
     shown = tip or link.job.dirty or link.job.base
     return _commit(link, writer, [parent for parent in (link.last, shown) if parent], message)
 
@@ -175,15 +176,31 @@ def _commit(link: Link, writer: ObjectWriter, parents: list[CommitId], message: 
     return CommitId(writer.add(b"commit", data).hex())
 
 
-def _text(link: Link, occasion: Occasion) -> str:
+def told_in(repo: Repo, snapshot: SnapshotInfo | None) -> str:
+    """Which prompt a snapshot belongs to; "" for none."""
+    return parse_trailers(repo.commit(snapshot.commit).message).get(TOLD, "") if snapshot else ""
+
+
+def tells(repo: Repo, snapshot: SnapshotInfo, occasion: Occasion) -> bool:
+    """Whether the commit that a snapshot made for the branch has the words that one made now would have.
+
+    Where there is none, because the agent's own commit holds everything, or there are no words, there is
+    nothing to tell.
+    """
+    message = repo.commit(snapshot.tip).message if snapshot.tip else ""
+    words = branch_text(occasion, "")
+    if not words or "Snapshot" not in parse_trailers(message):
+        return True
+    return message.startswith(f"{format_message(words, '', {})[:-1]}\n\n{_FILES}")
+
+
+def _default_text(link: Link) -> str:
     count = link.changes.total
-    return occasion.message or (
-        f"overlayrun: {printable(link.job.command, one_line=True)} ({count} file{'s' * (count != 1)})"
-    )
+    return f"overlayrun: {printable(link.job.command, one_line=True)} ({count} file{'s' * (count != 1)})"
 
 
 def _summary(changes: ChangeCount) -> str:
-    return f"Files: {changes.added} added, {changes.modified} modified, {changes.deleted} deleted."
+    return f"{_FILES} {changes.added} added, {changes.modified} modified, {changes.deleted} deleted."
 
 
 def _trailers(link: Link) -> dict[str, str]:
@@ -201,12 +218,12 @@ def _plan_branch(link: Link, left: set[CommitId | None]) -> _BranchMove:
     if now not in expected | left:
         old = last.written if last else None
         return _BranchMove(old, "you moved it meanwhile" if now else "you deleted it meanwhile")
-    if _is_checked_out(link.job.git_dir, link.job.branch):
+    if is_checked_out(link.job.git_dir, link.job.branch):
         return _BranchMove(now, "it is checked out in a working tree of yours")
     return _BranchMove(now)
 
 
-def _is_checked_out(git_dir: str, branch: BranchName) -> bool:
+def is_checked_out(git_dir: str, branch: BranchName) -> bool:
     """Whether a worktree of the user has the branch as HEAD, or is in the middle of rebasing it."""
     try:
         linked = [f"{git_dir}/worktrees/{name}" for name in os.listdir(f"{git_dir}/worktrees")]

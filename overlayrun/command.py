@@ -10,6 +10,7 @@ from overlayrun.sandbox.confinement import Confinement
 from overlayrun.sandbox.environment import sandbox_environment
 from overlayrun.sandbox.limits import LimitOptions
 from overlayrun.sandbox.plan import CONTROL, SSH_AGENT
+from overlayrun.sandbox.profiles import own_variables
 from overlayrun.sandbox.switches import parse_without
 
 TYPE_CHECKING = False
@@ -33,8 +34,9 @@ def command_of(
         "PWD": cwd,
     }
     without = parse_without(options.without)
+    left_out = own_variables(record.profile) if record.has_own_agent_state else ()
     environment = sandbox_environment(
-        os.environ,
+        {name: value for name, value in os.environ.items() if name not in left_out},
         own={**given, **own},
         wanted=options.env,
         strict=options.strict,

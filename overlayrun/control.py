@@ -1,7 +1,7 @@
 """The control socket of a run: one line of JSON asked, one answered, descriptors beside it if wanted.
 
 Two sockets a workspace. `outside` lies in the state directory and hands out the sandbox's namespaces;
-`inside` is what the command sees, and only ever takes a snapshot.
+`inside` is what the command sees: `Answers.inside` says what it may ask.
 """
 
 from __future__ import annotations

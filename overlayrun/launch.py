@@ -63,13 +63,23 @@ def _fill_streams() -> None:
 
 
 def _try_lean(words: list[str]) -> None:
-    """`snapshot` of a running workspace: agents call it at every step, so it needs no click and no pygit2."""
+    """What agents call at every step needs no click: `snapshot`, `hook`, inside `status` and `fork`."""
     if words[:1] == ["snapshot"]:
         from overlayrun.cli.snapshot_client import snapshot_lean
 
         status = snapshot_lean(words[1:])
-        if status is not None:
-            os._exit(status)
+    elif words[:1] in (["status"], ["fork"]):
+        from overlayrun.cli.inside_client import inside_lean
+
+        status = inside_lean(words)
+    elif words[:1] == ["hook"]:
+        from overlayrun.cli.hook import hook_lean
+
+        status = hook_lean(words[1:])
+    else:
+        return
+    if status is not None:
+        os._exit(status)
 
 
 def run(given: Mapping[str, Any], command: list[str]) -> int:
@@ -101,5 +111,5 @@ def _refuse_nesting() -> None:
     if branch:
         raise UsageError(
             f"this is a workspace already (branch {branch}), and overlays don't nest deeper than two",
-            hint="start it from a terminal outside; here: overlayrun snapshot -m TEXT",
+            hint="start it from a terminal outside; here there is: overlayrun snapshot | status | fork",
         )

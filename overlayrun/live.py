@@ -125,6 +125,16 @@ class LiveSandbox:
         for fd in [*self.joined, self.reports]:
             os.close(fd)
 
+    def seen_from(self, directory: str, branch: str, workspace_id: str) -> LiveSandbox:
+        """The same sandbox for those who join it in another tree; it is not to be closed."""
+        seen = object.__new__(LiveSandbox)
+        for name in self.__slots__:
+            setattr(seen, name, getattr(self, name))
+        own = {"PWD": directory, "OVERLAYRUN_BRANCH": branch, "OVERLAYRUN_ID": workspace_id}
+        seen.command = Command([], directory, {**self.command.environment, **own})
+        seen.command.confinement = self.command.confinement
+        return seen
+
     def order(self, letter: bytes, number: int = 0) -> None:
         """Tell the keeper; one that is dead is told nothing."""
         try:

@@ -45,6 +45,13 @@ class HomePolicy(Enum):
     PRIVATE = "private"
 
 
+class AgentState(Enum):
+    """Whose sessions and logins an agent with a profile works with: the user's or the branch's own."""
+
+    SHARED = "shared"
+    PRIVATE = "private"
+
+
 class SnapshotReason(Enum):
     """Why a snapshot was taken."""
 
@@ -81,6 +88,7 @@ class RunOptions:
     bind_ro: Sequence[str]
     bind_rw: Sequence[str]
     profile: str | None
+    agent_state: AgentState
     net: str | None
     publish: Sequence[int]
     memory: int | None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
 
+from overlayrun.account import Session
 from overlayrun.capture import job_of
 from overlayrun.errors import StoreError
 from overlayrun.files import disk_usage
@@ -30,6 +31,13 @@ class State(Enum):
     IDLE = "idle"
     INTERRUPTED = "interrupted"
     BROKEN = "broken"
+
+
+class Turn(Enum):
+    """Whose turn it is in the session of a running workspace: told by the agent."""
+
+    WORKING = "working"
+    WAITING = "waiting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,24 @@ class Overview:
     def snapshots(self) -> int:
         """How many snapshots there are."""
         return self.latest.number if self.latest else 0
+
+    @property
+    def session(self) -> Session:
+        """What the agent told of itself."""
+        return Session.from_json(self.record.session)
+
+    @property
+    def turn(self) -> Turn | None:
+        """Whether the agent works or waits for the user; None where none does, or nobody told."""
+        return turn_of(self.record) if self.state is State.RUNNING else None
+
+
+def turn_of(record: Record) -> Turn | None:
+    """Whose turn it is in a workspace that runs."""
+    session = Session.from_json(record.session)
+    if session == Session():
+        return None
+    return Turn.WAITING if session.waits else Turn.WORKING
 
 
 def overviews(layout: Layout, repo: Repo) -> Iterator[Overview]:

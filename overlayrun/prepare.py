@@ -15,6 +15,8 @@ from overlayrun.model import BranchName, DirtyPolicy, HomePolicy, RunOptions
 from overlayrun.removal import clear_half_made, drop
 from overlayrun.sandbox.plan import OBJECTS
 from overlayrun.sandbox.profiles import NO_PROFILE, parse_profile, profile_of
+from overlayrun.sandbox.seeds import AGENT as SEEDED
+from overlayrun.sandbox.seeds import INSTALLED
 from overlayrun.sandbox.switches import parse_without
 from overlayrun.store.location import resolve_commit
 from overlayrun.store.refs import (
@@ -29,7 +31,7 @@ from overlayrun.store.refs import (
 )
 from overlayrun.view import Choices
 from overlayrun.workspace.catalogue import broken, find_exact, remember_repository
-from overlayrun.workspace.lock import lock, share
+from overlayrun.workspace.lock import is_locked, lock, share
 from overlayrun.workspace.names import branch_names, workspace_id
 from overlayrun.workspace.record import Record
 
@@ -46,7 +48,7 @@ class Prepared:
     """A workspace whose lock we hold.
 
     lock: its descriptor. uncommitted: how many of the user's changes came along.
-    resumed: it was there before. notes: what could not come, for the header.
+    resumed: it was there before. notes: what could not come and what else is special, for the header.
     """
 
     __slots__ = ("lock", "notes", "record", "resumed", "uncommitted")
@@ -57,6 +59,8 @@ class Prepared:
         self.resumed = resumed
         self.uncommitted = 0
         self.notes: list[str] = []
+        if record.has_own_agent_state:
+            self.notes.append(f"agent state of {record.profile}: the branch's own")
 
 
 def open_or_make(
@@ -148,7 +152,8 @@ def _refuse_taken(repository: Repository, layout: Layout, name: BranchName) -> N
             raise blocked_name(branch_ref(name), other) from None
         return
     for place in broken(layout):
-        Record.load(f"{place}/record.json")  # says what is wrong with the one that may be this branch's
+        if not is_locked(f"{place}/lock"):  # else it is being made: ours may be
+            Record.load(f"{place}/record.json")  # says what is wrong with the one that may be this branch's
     raise UsageError(
         f"branch {name} exists already, and no workspace belongs to it",
         hint=f"start a new branch from it: overlayrun --base {name} -b NEW-NAME -- COMMAND",
@@ -173,8 +178,10 @@ def _make(
     record.home = HomePolicy.PRIVATE.value if options.strict else options.home.value
     record.throwaway = options.rm
     record.root_uid = options.allow_root_uid
-    # With --strict an agent shares nothing unless it is named: its database may hold what the host obeys.
-    record.profile = options.profile or (None if options.strict else profile_of(command[0]))
+    record.profile = options.profile or profile_of(command[0])
+    record.agent_state = options.agent_state.value
+    if options.strict and not options.profile:
+        record.agent_state = "none"  # unless it is named: its database may hold what the host obeys
     place = layout.workspace(record.id)
     choosing = share(layout.lock)  # no `gc` between the choice of a layer and the record that names it
     # Locked before it has its name: without a lock it would look like one that a killed process left.
@@ -339,3 +346,6 @@ def _fill(repository: Repository, layout: Layout, record: Record) -> None:
     if record.base:
         refs[branch_ref(record.branch)] = record.base
     write_git_directory(repository, place.git_upper, OBJECTS, branch_ref(record.branch), refs)
+    if record.profile == SEEDED:
+        with open(f"{place.git_upper}/info/exclude", "a", encoding="ascii") as file:
+            file.write("".join(f"\n**/{name}" for name in INSTALLED) + "\n")

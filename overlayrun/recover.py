@@ -6,8 +6,9 @@ import os
 import time
 
 from overlayrun.errors import OverlayrunError, WorkspaceBusy
+from overlayrun.files import remove_tree
 from overlayrun.workspace.lock import is_locked, lock
-from overlayrun.workspace.record import Record, boot_id
+from overlayrun.workspace.record import UNFILLED, Record, boot_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +23,22 @@ _HALF_WRITTEN: Final = 3600.0  # seconds
 
 
 def is_interrupted(layout: Layout, record: Record) -> bool:
-    """Whether the last run was never closed and no process holds the workspace any more."""
-    return record.is_open and not is_locked(layout.workspace(record.id).lock)
+    """Whether the last run was never closed, or a fork is not filled, and no process holds the workspace."""
+    return (record.is_open or _is_unfilled(layout, record)) and not is_locked(
+        layout.workspace(record.id).lock
+    )
+
+
+def _is_unfilled(layout: Layout, record: Record) -> bool:
+    """Whether nothing ever ran here, and the upper is not the one that the record means."""
+    return record.last_run is None and _inode(layout, record) not in (None, record.inode)
+
+
+def _inode(layout: Layout, record: Record) -> int | None:
+    try:
+        return os.stat(layout.workspace(record.id).upper).st_ino
+    except FileNotFoundError:
+        return None
 
 
 def recover_all(repository: Repository, layout: Layout, tell: Callable[[str], None]) -> None:
@@ -51,9 +66,14 @@ def recover(repository: Repository, layout: Layout, record: Record, tell: Callab
     After a kill the upper layer is whole: the missing snapshot is taken. After a power cut it is doubtful
     unless it
     had reached the disk, and so is one that was copied, because copies lose marks: it is put aside and
-    rebuilt from the last snapshot.
+    rebuilt from the last snapshot. A fork that nobody has opened yet gets its upper.
     """
     run = record.last_run
+    if record.inode == UNFILLED:
+        from overlayrun.restore import rebuild
+
+        remove_tree(rebuild(repository, layout, record, number=None))  # what lay there was empty
+        return
     is_another = os.stat(layout.workspace(record.id).upper).st_ino != record.inode
     if is_another and not _is_completed(layout, record):
         tell(f"branch {record.branch} is a copy: rebuilding it from its last snapshot")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 
+from overlayrun.bases.gitdir import is_touched
 from overlayrun.command import command_of
 from overlayrun.connections import Connections, blocked_lines
 from overlayrun.errors import HostError, OverlayrunError
 from overlayrun.files import remove_tree
+from overlayrun.guide import GUIDE, write_guide
 from overlayrun.keeper import Command
 from overlayrun.kernel import namespaces
 from overlayrun.live import OURS, LiveSandbox
@@ -31,14 +33,16 @@ from overlayrun.workspace.record import Run, boot_id
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Final
 
+    from overlayrun.account import Account
     from overlayrun.answers import Answers
+    from overlayrun.guests import Guests
     from overlayrun.kernel.groups import Group
     from overlayrun.sandbox.plan import Layer
     from overlayrun.snapshot import Snapshot
     from overlayrun.store.location import Repository
     from overlayrun.workspace.layout import Layout
+    from overlayrun.workspace.record import Record
 
 
 def run_command(
@@ -81,12 +85,13 @@ class _Run:
         self.tell = tell
         self.connections = connections
         self.known: Answers | None = None
+        self.guests: Guests | None = None
         self.without = parse_without(options.without)
 
     def through(self, argv: list[str], quiet: Callable[[str], None]) -> int:
         record = self.record
         record.root_uid = self.options.allow_root_uid
-        if record.last_run is not None:
+        if self.prepared.resumed:
             self._recover(quiet)
         view = view_of(self.repository, self.layout, record, Choices.of(self.options))
         view.memory = self.options.memory
@@ -99,7 +104,7 @@ class _Run:
         except HostError as err:
             from overlayrun.doctor import explain  # tries what this machine can do, to name what it lacks
 
-            if record.last_run is None:  # it never ran: leave nothing of it
+            if record.last_run is None and not self.prepared.resumed:  # it never ran: leave nothing of it
                 self._drop()
             brief, hint = explain(err, self.layout.root)
             raise HostError(brief, hint=hint) from err
@@ -107,11 +112,14 @@ class _Run:
             # Overlayfs leaves directories of mode 000 in it, at which `rm -rf` of the repository would
             # stumble.
             remove_tree(self.place.work)
+            if self.guests:
+                self.guests.release()
 
     def _in_sandbox(
         self, layers: Sequence[Layer], argv: list[str], terminal: Terminal, quiet: Callable[[str], None]
     ) -> int:
         command = self._command(argv)
+        write_guide(f"{self.place.sockets}/inside", self.record)
         relay = Relay(files="streams" not in self.without, timed=self.options.idle_timeout is not None)
         command.streams = relay.streams
         with self._group(command) as group, LiveSandbox(layers, command, group) as live:
@@ -123,10 +131,12 @@ class _Run:
             take = None if self.record.throwaway else self._taker(live)
             supervisor = Supervisor(live, self.options, self.place.sockets, take, self.tell, relay)
             supervisor.watched = self.connections.watched
-            supervisor.answers = lambda: self._answers(live, take)
+            supervisor.answers = lambda: self._answers(supervisor)
             outcome = supervisor.run()
             self.connections.finish()
             terminal.take_back(abnormal=outcome.status > 128)
+            for line in self.guests.finish(outcome.status) if self.guests else ():
+                quiet(line)
             return self._close(live, outcome, quiet)
 
     def _begin(self, argv: list[str]) -> None:
@@ -166,6 +176,7 @@ class _Run:
         # Held to the end of this process: nobody closes the descriptor.
         ports = claim_ports(self.record.id)
         given = port_environment(ports and ports[0], self.record.id, self.record.branch)
+        given["OVERLAYRUN_HELP"] = GUIDE
         given |= self.connections.environment
         here = self.record.root == self.repository.root
         command = command_of(self.record, self.options, argv, self.repository.prefix if here else "", given)
@@ -174,20 +185,37 @@ class _Run:
         return command
 
     def _taker(self, live: LiveSandbox) -> Callable[..., Snapshot]:
-        def take(reason: SnapshotReason, message: str | None, *, force_large: bool = False) -> Snapshot:
+        def take(
+            reason: SnapshotReason, message: str | Account | None, *, force_large: bool = False
+        ) -> Snapshot:
             from overlayrun.capture import capture  # pygit2: 60 ms, once something is to be taken
 
+            if reason is SnapshotReason.INTERVAL and self.guests:
+                self.guests.take_all(self.tell)
             words = message or self.options.message
             return capture(self.layout, self.record, reason, words, live, force_large=force_large)
 
         return take
 
-    def _answers(self, live: LiveSandbox, take: Callable[..., Snapshot] | None) -> Answers:
-        from overlayrun.answers import Answers  # pygit2: 60 ms, once somebody asks
+    def _answers(self, supervisor: Supervisor) -> Answers:
+        from overlayrun.guests import Guests
 
         if self.known is None:
-            self.known = Answers(live, self.layout, self.record, take)
+            live = supervisor.live
+            self.known = self._answers_for(live, self.record, supervisor.take)
+            self.guests = Guests(self.repository, self.layout, self.record, self.options, live)
+            self.guests.door, self.guests.answering = supervisor, self._answers_for
+            self.known.guests = self.guests
         return self.known
+
+    def _answers_for(
+        self, live: LiveSandbox, record: Record, take: Callable[..., Snapshot] | None
+    ) -> Answers:
+        from overlayrun.answers import Answers  # pygit2: 60 ms, once somebody asks
+        from overlayrun.fork import Forks
+
+        forks = Forks(self.repository, self.layout, record, self.options)
+        return Answers(live, self.layout, record, take, forks)
 
     def _close(self, live: LiveSandbox, outcome: Outcome, quiet: Callable[[str], None]) -> int:
         record = self.record
@@ -203,7 +231,7 @@ class _Run:
         record.last_run.blocked = self.connections.blocked
         for line in blocked_lines(self.connections.blocked):
             quiet(printable(line))
-        if not _touched(self.place.upper, self.place.git_upper):
+        if not is_touched(self.place.upper, self.place.git_upper):
             self._end_run()
             started = outcome.missing is None and outcome.failure is None
             if record.throwaway or not (started or self.prepared.resumed):
@@ -238,19 +266,3 @@ class _Run:
         from overlayrun.removal import drop
 
         drop(self.layout, self.record, branch=True)
-
-
-def _touched(upper: str, git_upper: str) -> bool:
-    """Whether the command changed anything of the tree or committed, told by names alone."""
-    names = set(os.listdir(upper)) - {".git"}
-    try:
-        made = {*os.listdir(f"{git_upper}/objects"), *os.listdir(git_upper)}
-    except OSError:  # it emptied its own repository
-        return True
-    return bool(names or made - _GIT_NAMES)
-
-
-# What write_git_directory makes, and what a mere `git status` adds.
-_GIT_NAMES: Final = frozenset(
-    {"HEAD", "config", "packed-refs", "info", "objects", "shallow", "index", "alternates", "pack"}
-)

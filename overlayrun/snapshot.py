@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from overlayrun.chain import Link, Occasion, append, is_half_moved
+from overlayrun.account import Account, Session
+from overlayrun.chain import Link, append, is_half_moved, tells, told_in
 from overlayrun.collector import Collector, LeftOut, LeftOutReason, Limits, show_bytes
 from overlayrun.errors import SnapshotError
 from overlayrun.layers.walk import walk_upper
@@ -28,6 +29,7 @@ from overlayrun.store.refs import snapshots_ref
 from overlayrun.store.repo import Repo, SnapshotInfo
 from overlayrun.store.settings import Settings, read_settings
 from overlayrun.store.trees import ChangeCount, count_changes
+from overlayrun.wording import Occasion, digest
 
 __all__ = ["LeftOut", "LeftOutReason", "Limits", "Snapshot", "SnapshotJob", "take_snapshot"]
 
@@ -64,11 +66,13 @@ class _Found:
     notes: tuple[str, ...]
 
 
-def take_snapshot(job: SnapshotJob, *, reason: SnapshotReason, message: str | None) -> Snapshot:
+def take_snapshot(job: SnapshotJob, *, reason: SnapshotReason, message: str | Account | None) -> Snapshot:
     """Commit the workspace's state to its snapshot chain and move its branch.
 
-    message: subject and body of the commits; without one, a summary. Nothing new since the last snapshot
-    makes none, unless it is asked for with a message, or recovers from a kill. The branch moves only from
+    message: subject and body of the commits, or the agent's account of the step; without either, what the
+    session tells, else a summary. Nothing new since the last snapshot makes none, unless it is asked for with
+    a message, recovers from a kill, or a turn is over that changed something: then the branch tells the
+    agent's last words. The branch moves only from
     where the last snapshot left it, and not while the user has it checked out; the chain gets the snapshot
     all the same. Every object and ref is flushed.
     Raises SnapshotError, StoreError (RefMoved: another snapshot of this workspace was taken meanwhile).
@@ -76,15 +80,15 @@ def take_snapshot(job: SnapshotJob, *, reason: SnapshotReason, message: str | No
     # The reader gets ready while we look around; it reads nothing yet.
     with _reading(job, reason) as reader:
         scene = _look_around(job)
-        return _take(job, scene, reader, Occasion(reason, message))
+        text, account = (None, message) if isinstance(message, Account) else (message, None)
+        return _take(job, scene, reader, Occasion(reason, text, account, job.session, job.task))
 
 
 def _take(job: SnapshotJob, scene: _Scene, reader: Reader, occasion: Occasion) -> Snapshot:
-    reason, message = occasion.reason, occasion.message
     with ObjectWriter(scene.repo.objects) as writer:
         try:
-            found = _collect(job, scene, writer, reader, reason)
-            if _is_unchanged(job, scene, found, reason, message):
+            found = _collect(job, scene, writer, reader, occasion.reason)
+            if _is_unchanged(job, scene, found, occasion):
                 return _unchanged(job, scene, found)
             return _record(job, scene, found, writer, occasion)
         except OSError as err:
@@ -183,22 +187,35 @@ def _raw(tree: TreeId) -> bytes | None:
     return None if tree == EMPTY_TREE else bytes.fromhex(tree)
 
 
-def _is_unchanged(
-    job: SnapshotJob, scene: _Scene, found: _Found, reason: SnapshotReason, message: str | None
-) -> bool:
+def _is_unchanged(job: SnapshotJob, scene: _Scene, found: _Found, occasion: Occasion) -> bool:
+    reason, message = occasion.reason, occasion.message
     if reason is SnapshotReason.RECOVERY or (reason is SnapshotReason.REQUEST and message is not None):
         return False
-    if reason is SnapshotReason.EXIT and (is_half_moved(job) or not _says(scene.previous, message)):
+    if reason is SnapshotReason.EXIT and (is_half_moved(job) or not _says(scene, occasion)):
         return False
     last = (scene.previous.tree, scene.previous.head) if scene.previous else (scene.start, None)
-    return last == (found.tree, scene.imported.head)
+    return last == (found.tree, scene.imported.head) and not _is_last_word(scene, occasion)
 
 
-def _says(previous: SnapshotInfo | None, message: str | None) -> bool:
+def _says(scene: _Scene, occasion: Occasion) -> bool:
     """Whether there is a last snapshot, the branch stands at it, and it has the words this one would have."""
+    previous, message = scene.previous, occasion.message
     if previous is None or previous.written != previous.tip:
         return False
+    if occasion.session != Session():
+        return tells(scene.repo, previous, occasion)
     return message is None or previous.subject == message.partition("\n")[0].strip()
+
+
+def _is_last_word(scene: _Scene, occasion: Occasion) -> bool:
+    """Whether an agent closes the turn in which the last snapshot was made, with words the branch lacks."""
+    previous, account = scene.previous, occasion.account
+    if previous is None or account is None or not account.closes_turn:
+        return False
+    told = told_in(scene.repo, previous)
+    # A prompt that is not the session's is a sub-agent's, who worked for this turn.
+    in_turn = told and told not in map(digest, occasion.known.prompts[:-1])
+    return bool(in_turn) and occasion.session.owns(account) and not tells(scene.repo, previous, occasion)
 
 
 def _record(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from overlayrun.account import Session
 from overlayrun.collector import LeftOut, Limits
 from overlayrun.model import BranchName, CommitId, TreeId
 from overlayrun.store.importer import RunInside
@@ -23,6 +24,7 @@ class SnapshotJob:
     file of the hash cache; its directory takes scratch files. exit_status: of the run, if it is over.
     run_inside: runs
     a command in the live sandbox, at the repository's root: (argv, stdin) -> (exit status, stdout).
+    session: the agent's, as far as it told. task: the user's own words for the run.
     """
 
     git_dir: str
@@ -38,6 +40,8 @@ class SnapshotJob:
     exit_status: int | None = None
     run_inside: RunInside | None = None
     limits: Limits = field(default_factory=Limits)
+    session: Session = field(default_factory=Session)
+    task: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

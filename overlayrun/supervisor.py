@@ -18,6 +18,7 @@ from overlayrun.live import OURS, LiveSandbox, exit_status_of
 from overlayrun.model import RunOptions, SnapshotReason
 from overlayrun.relay import Relay
 from overlayrun.sandbox.limits import events_text
+from overlayrun.workspace.layout import WorkspaceLayout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from overlayrun.answers import Answers
+    from overlayrun.control import Handler
     from overlayrun.snapshot import Snapshot
     from overlayrun.watchdog import Watcher
 
@@ -92,7 +94,7 @@ class Supervisor:
         self.interrupted_at = 0.0
         self.timed_out = False
         self.warm = False
-        self.servers: dict[int, tuple[socket.socket, bool]] = {}
+        self.servers: dict[int, tuple[socket.socket, str, Handler]] = {}
         self.waiting = select.poll()
         # Descriptors that become readable when something beside the sandbox dies, and what to do then, once.
         self.watched: dict[int, Callable[[], None]] = {}
@@ -122,12 +124,27 @@ class Supervisor:
         return self.outcome
 
     def _close_servers(self) -> None:
-        for server, outside in self.servers.values():
-            server.close()
-            try:
-                os.unlink(f"{self.sockets}/{'outside' if outside else 'inside/control'}")
-            except FileNotFoundError:  # the user removed the whole workspace
-                pass
+        for number in list(self.servers):
+            self.unlisten(number)
+
+    def listen(self, place: str, name: str, handle: Handler) -> int:
+        """Open the control socket `place`/`name`; a number for `unlisten`."""
+        from overlayrun import control
+
+        server = control.listen(place, name)
+        self.servers[server.fileno()] = (server, f"{place}/{name}", handle)
+        self.waiting.register(server.fileno(), select.POLLIN)
+        return server.fileno()
+
+    def unlisten(self, number: int) -> None:
+        """Close a control socket."""
+        server, path, _ = self.servers.pop(number)
+        self.waiting.unregister(number)
+        server.close()
+        try:
+            os.unlink(path)
+        except FileNotFoundError:  # the user removed the whole workspace
+            pass
 
     def _step(self, signals: int) -> bool:
         """Wait for one thing and deal with it; true when the command is over."""
@@ -145,7 +162,7 @@ class Supervisor:
             elif fd in self.watched:
                 self.waiting.unregister(fd)
                 self.watched.pop(fd)()
-            else:
+            elif fd in self.servers:  # serving one client may close what another one waits for
                 self._serve(fd)
         self._keep_time()
         return self.live.has_report and self._is_over()
@@ -252,17 +269,10 @@ class Supervisor:
 
     def _settle(self) -> None:
         """The command is no quick one: look after it, open the control sockets and start the timer."""
-        from overlayrun import control
-
         if "watchdog" not in self.options.without:
             self._watch()
-        for place, name, outside in (
-            (self.sockets, "outside", True),
-            (f"{self.sockets}/inside", "control", False),
-        ):
-            server = control.listen(place, name)
-            self.servers[server.fileno()] = (server, outside)
-            self.waiting.register(server.fileno(), select.POLLIN)
+        self.listen(self.sockets, "outside", lambda request: self.answers().outside(request))
+        self.listen(f"{self.sockets}/inside", "control", lambda request: self.answers().inside(request))
         if self.take is not None and self.options.every > 0:
             self.next_snapshot = time.monotonic() + self.options.every
 
@@ -270,7 +280,12 @@ class Supervisor:
         from overlayrun.watchdog import Watchdog, Watcher
 
         limits = self.live.command.confinement.limits
-        watchdog = Watchdog(self.live.pid, os.path.dirname(self.sockets), limits)
+        place = os.path.dirname(self.sockets)
+        try:
+            os.unlink(WorkspaceLayout(place).guests)  # of a run that was killed
+        except FileNotFoundError:
+            pass
+        watchdog = Watchdog(self.live.pid, place, limits)
         self.watcher = Watcher(watchdog, self.live.orders, self.live.joined[0])
 
     def _stop_watching(self) -> None:
@@ -283,9 +298,8 @@ class Supervisor:
     def _serve(self, fd: int) -> None:
         from overlayrun import control
 
-        server, outside = self.servers[fd]
-        answers = self.answers()
-        control.answer(server, answers.outside if outside else answers.inside)
+        server, _, handle = self.servers[fd]
+        control.answer(server, handle)
 
     def _snapshot_by_timer(self) -> None:
         assert self.take is not None

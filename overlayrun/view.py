@@ -8,11 +8,15 @@ import stat
 import sys
 
 from overlayrun.errors import UsageError
-from overlayrun.files import copy_file, remove_tree
+from overlayrun.files import remove_tree
 from overlayrun.kernel import namespaces
+from overlayrun.model import AgentState
+from overlayrun.sandbox.home import OwnHome
 from overlayrun.sandbox.plan import View
-from overlayrun.sandbox.profiles import shared_state
+from overlayrun.sandbox.profiles import own_state, shared_state
 from overlayrun.sandbox.secrets import Masks, find_masks, listening_sockets
+from overlayrun.sandbox.seeds import AGENT as SEEDED
+from overlayrun.sandbox.seeds import seed_tree
 from overlayrun.workspace.catalogue import repositories, user_state
 
 TYPE_CHECKING = False
@@ -78,7 +82,11 @@ def _ssh_files() -> list[str]:
 
 
 def view_of(repository: Repository, layout: Layout, record: Record, choices: Choices | None = None) -> View:
-    """Everything that the workspace's sandbox mounts; makes the scratch directories anew."""
+    """Everything that the workspace's sandbox mounts; makes the scratch directories anew.
+
+    choices: None where no command will run. Raises UsageError for state that can't be the branch's own.
+    """
+    will_run = choices is not None
     choices = choices or Choices()
     place = layout.workspace(record.id)
     remove_tree(place.work)  # a volatile work directory can't be used twice (overlayfs.rst, "Volatile mount")
@@ -88,6 +96,11 @@ def view_of(repository: Repository, layout: Layout, record: Record, choices: Cho
     dirty = [place.dirty] if record.dirty else []
     carried = [f"{layout.root}/{layer}" for layer in record.carried_layers]
     view.stack = [*dirty, *carried, *(f"{layout.root}/{layer}/tree" for layer in record.stack)]
+    # Below the changes and above the tree: nothing of it ever is in the upper, where a snapshot looks.
+    if will_run and record.profile == SEEDED:
+        seeds = f"{place.work}/seeds"
+        if seed_tree([place.upper, *view.stack], record.root, seeds):
+            view.stack[len(dirty) + len(carried) : 0] = [seeds]
     view.git_stack = [f"{layout.root}/{record.stack[0]}/git"]
     for number, path in enumerate(record.live):
         os.makedirs(f"{place.work}/live{number}")
@@ -100,7 +113,10 @@ def view_of(repository: Repository, layout: Layout, record: Record, choices: Cho
     view.console = next((os.ttyname(fd) for fd in range(3) if os.isatty(fd)), None)
     home = home_directory()
     _show_home(view, home, layout, record)
-    _hide(view, find_masks(home, record.profile, [*choices.mask, user_state()], choices.unmask), home)
+    if will_run and view.home:
+        _furnish_home(view, record)
+    logins = None if record.agent_state == "none" else record.profile
+    _hide(view, find_masks(home, logins, [*choices.mask, user_state()], choices.unmask), home)
     view.masked += [*_outside(repository.common_dir, layout, record), *repositories()]
     view.homes = list(_other_homes(view, home, as_root=record.root_uid))
     if namespaces.is_root_of_host() and not record.root_uid:
@@ -137,24 +153,43 @@ def _show_home(view: View, home: str, layout: Layout, record: Record) -> None:
     if inside or home == "/" or not os.path.isdir(home):
         return  # the workspace's own view covers it, or there is none, as in some containers
     view.home = home
-    view.passed = shared_state(record.profile, home, record.root)
+    if record.agent_state == AgentState.SHARED.value:
+        view.passed = shared_state(record.profile, home, record.root)
     view.home_upper = layout.workspace(record.id).home_upper
     if record.home == "private" or not os.access(home, os.R_OK | os.X_OK):  # somebody else's: see owner.py
-        _give_logins(view)
         return
     view.home_lowers = [home]
     view.submounts = [path for path in _mountpoints() if path.startswith(f"{home}/")]
 
 
-def _give_logins(view: View) -> None:
-    """Files that a profile keeps back are a branch's own: in a HOME of its own it begins with copies."""
-    for path, kept in view.passed:
-        for name in kept:
-            source = f"{path}/{name}"
-            own = f"{view.home_upper}/{os.path.relpath(source, view.home)}"
-            if source.startswith(f"{view.home}/") and os.path.isfile(source) and not os.path.lexists(own):
-                os.makedirs(os.path.dirname(own), mode=0o700, exist_ok=True)
-                copy_file(source, own)
+def _furnish_home(view: View, record: Record) -> None:
+    """Put into the branch's HOME what its agent finds there: logins of its own, an empty state of its own."""
+    assert view.home
+    own = OwnHome(view.home_upper, view.home, is_view=bool(view.home_lowers))
+    if record.has_own_agent_state:
+        _give_own_state(own, view, record)
+    if not own.is_view:
+        # Files that a profile keeps back are a branch's own.
+        for source in [f"{path}/{name}" for path, kept in view.passed for name in kept]:
+            own.give_copy(source)
+    if record.profile == SEEDED:
+        own.seed([*view.submounts, view.root])
+
+
+def _give_own_state(own: OwnHome, view: View, record: Record) -> None:
+    covered = tuple(f"{path}/" for path in view.submounts)
+    for path, logins, is_file in own_state(record.profile, own.home, record.root):
+        if not path.startswith(f"{own.home}/") or f"{path}/".startswith(covered):
+            raise UsageError(
+                f"--agent-state private needs the agent's state in HOME, and {path!a} is not",
+                hint="unset the variable that names it, or: --agent-state shared",
+            )
+        if is_file:
+            own.give_copy(path, empty=not logins)
+            continue
+        own.give_directory(path)
+        for name in logins:
+            own.give_copy(f"{path}/{name}")
 
 
 def home_directory() -> str:

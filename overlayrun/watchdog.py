@@ -10,8 +10,10 @@ import signal
 import time
 
 from overlayrun import keeper
+from overlayrun.files import read_bytes
 from overlayrun.kernel import abi, namespaces, syscalls
 from overlayrun.sandbox.limits import LimitOptions, size_text
+from overlayrun.workspace.layout import WorkspaceLayout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class Watchdog:
         if self._size + max(0, _used(disk) - self._used) <= limit and now < self._measure_at:
             return None
         self._used = _used(disk)
-        self._size = size_on_disk(self._place)
+        self._size = size_on_disk(self._place) + sum(map(_size_of_guest, self._guests()))
         done = time.monotonic()
         self._not_before = done + _SHARE * (done - now)
         soonest, latest = _MEASURE_AGAIN
@@ -92,6 +94,15 @@ class Watchdog:
         if self._size <= limit:
             return None
         return f"ended: its changes take more than {size_text(limit)} of disk (--disk)"
+
+    def _guests(self) -> list[str]:
+        """Directories of the workspaces that the run has opened beside its own."""
+        place = WorkspaceLayout(self._place)
+        try:
+            ids = read_bytes(place.guests).decode().split()
+        except FileNotFoundError:
+            return []
+        return [f"{os.path.dirname(place.root)}/{one}" for one in ids]
 
     def _memory(self, limit: int) -> int:
         """Memory of all processes; of what they share each one's part, where that makes a difference."""
@@ -110,6 +121,13 @@ def _free(disk: os.statvfs_result) -> int:
 
 def _used(disk: os.statvfs_result) -> int:
     return _blocks(disk.f_blocks - disk.f_bfree, disk)
+
+
+def _size_of_guest(place: str) -> int:
+    try:
+        return size_on_disk(place)
+    except FileNotFoundError:  # the user removed it
+        return 0
 
 
 def size_on_disk(place: str) -> int:

@@ -43,6 +43,10 @@ _OWN: Final = (
     ("gc.auto", "0"),
     ("maintenance.auto", "false"),
 )
+# What `write_git_directory` makes, and what a mere `git status` adds.
+_MADE: Final = frozenset(
+    {"HEAD", "config", "packed-refs", "info", "objects", "shallow", "index", "alternates", "pack"}
+)
 
 
 def write_git_directory(
@@ -73,6 +77,16 @@ def write_git_directory(
             )
         except FileNotFoundError:
             continue
+
+
+def is_touched(upper: str, git_upper: str) -> bool:
+    """Whether a command changed anything of the tree or committed, told by names alone."""
+    names = set(os.listdir(upper)) - {".git"}
+    try:
+        made = {*os.listdir(f"{git_upper}/objects"), *os.listdir(git_upper)}
+    except OSError:  # it emptied its own repository
+        return True
+    return bool(names or made - _MADE)
 
 
 def _tags(common_dir: str) -> Iterator[tuple[str, str]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.cli.carrying import notes_of
 from overlayrun.cli.opened import Opened, open_here
-from overlayrun.cli.patches import FileChange, file_changes, say_names, say_patch, say_stat
+from overlayrun.cli.patches import FileChange, file_changes, file_shape, say_names, say_patch, say_stat
 from overlayrun.cli.render import say_json
 from overlayrun.cli.shapes import incoming_shape
 from overlayrun.cli.snapshot_client import ask_running
@@ -65,15 +64,7 @@ def _shape(span: Span, files: list[FileChange], found: Incoming) -> dict[str, An
         "branch": span.new.record.branch,
         "from": _place(span.old),
         "to": _place(span.new),
-        "files": [
-            {
-                "path": os.fsdecode(file.path),
-                "status": file.status,
-                "insertions": file.insertions,
-                "deletions": file.deletions,
-            }
-            for file in files
-        ],
+        "files": [file_shape(file) for file in files],
         "insertions": sum(file.insertions or 0 for file in files),
         "deletions": sum(file.deletions or 0 for file in files),
         **incoming_shape(found),

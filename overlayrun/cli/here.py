@@ -27,7 +27,7 @@ def find_here() -> Here:
     if branch is not None:
         raise UsageError(
             f"this is a workspace (branch {branch}), and its repository is out of reach here",
-            hint="type it in a terminal outside; here there is: overlayrun snapshot -m TEXT",
+            hint="type it in a terminal outside; here there is: overlayrun snapshot | status | fork",
         )
     become_owner(os.getcwd(), tell)
     repository = find_repository(os.getcwd())

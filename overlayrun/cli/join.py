@@ -70,7 +70,7 @@ def _join(here: Here, record: Record, argv: list[str]) -> int:
         raise WorkspaceError(
             f"the run of branch {record.branch} can't be joined", hint="see: overlayrun status"
         )
-    command = keeper.Command(argv, _directory(here, record), _environment(answer))
+    command = keeper.Command(argv, _directory(here, record, answer["root"]), _environment(answer))
     command.confinement = Confinement.from_json(answer["confinement"])
     command.confinement.shares_group = is_in_foreground()
     terminal = Terminal()
@@ -95,9 +95,10 @@ def _enter_group(group: dict[str, Any]) -> None:
         os._exit(OURS)
 
 
-def _directory(here: Here, record: Record) -> str:
+def _directory(here: Here, record: Record, root: str) -> str:
+    """The caller's own directory in the tree, which is mounted at `root`."""
     inside = here.repository.root == record.root
-    return os.path.join(record.root, here.repository.prefix if inside else "").rstrip("/")
+    return os.path.join(root, here.repository.prefix if inside else "").rstrip("/")
 
 
 def _environment(answer: dict[str, Any]) -> dict[str, str]:

@@ -7,27 +7,35 @@ from typing import Final
 
 import click  # noqa: TID251  # this is overlayrun/cli/
 
+from overlayrun.account import cut
 from overlayrun.cli.opened import Opened, open_here
 from overlayrun.cli.patches import say_patch
-from overlayrun.cli.render import coloured, moment_text, say, say_json
-from overlayrun.cli.shapes import snapshot_shape
+from overlayrun.cli.render import ago, coloured, count_text, moment_text, say, say_json
+from overlayrun.cli.shapes import step_shape
 from overlayrun.cli.words import branch_argument, json_option
 from overlayrun.reconcile.checks import answers_about, tail
-from overlayrun.revision import parse_revision, start
+from overlayrun.revision import parse_revision
 from overlayrun.store.commits import printable
-from overlayrun.store.repo import SnapshotInfo
+from overlayrun.store.repo import DiffStat, Repo, SnapshotInfo
+from overlayrun.story import Step, story
 from overlayrun.workspace.record import Record
 
 _LOG_LINES: Final = 40
+_ASKED, _WORD = 100, 30  # characters
+_GAP: Final = "  "
 
 
 @click.command("log", short_help="List the snapshots of a branch.")
 @branch_argument(required=False)
 @click.option("-p", "--patch", is_flag=True, help="With the change of each against the one before.")
+@click.option("--reverse", is_flag=True, help="The oldest first.")
 @click.option("--checks", is_flag=True, help="The checks of a branch instead, with what they printed.")
 @json_option
-def log_command(*, text: str, patch: bool, checks: bool, as_json: bool) -> None:
+def log_command(*, text: str, patch: bool, reverse: bool, checks: bool, as_json: bool) -> None:
     """List the snapshots of a branch, the newest first: that one is @{0}.
+
+    Each with its number, age, change against the one before, tool and subject; what the user asked for stands
+    above the steps that were taken for it. One step whole: overlayrun show B@{n}.
 
     With --checks: every check of a tree that it was part of, the newest first, with the end of its output.
     """
@@ -36,17 +44,47 @@ def log_command(*, text: str, patch: bool, checks: bool, as_json: bool) -> None:
     if checks:
         _say_checks(opened, record, as_json=as_json)
         return
-    snapshots = list(opened.repo.snapshots(record.id))
+    steps = story(opened.repo, record)[:: -1 if reverse else 1]
     if as_json:
-        listed = [snapshot_shape(snapshot, back) for back, snapshot in enumerate(snapshots)]
+        listed = [step_shape(step, opened.repo) for step in steps]
         say_json({"branch": record.branch, "snapshots": listed})
         return
-    if not snapshots:
+    if not steps:
         say(f"branch {record.branch} has no snapshot yet")
-    for back, snapshot in enumerate(snapshots):
-        say(snapshot_line(snapshot, back))
+    _say_story(opened.repo, steps, patch=patch)
+
+
+def _say_story(repo: Repo, steps: list[Step], *, patch: bool) -> None:
+    rows = [_row(step, step.change(repo)) for step in steps]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    chapter = ""
+    for step, row in zip(steps, rows, strict=True):
+        if step.chapter != chapter:
+            if step is not steps[0]:
+                say()
+            chapter = step.chapter
+            say(coloured(_heading(step), "cyan"))
+        name, *cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        subject = printable(step.snapshot.subject)
+        say(_GAP.join([coloured(name, "yellow"), *filter(None, cells), subject]))
         if patch:
-            _say_change(opened, record, snapshot)
+            say()
+            say_patch(repo.git_dir, step.before, step.snapshot.tree)
+            say()
+
+
+def _heading(step: Step) -> str:
+    """What was asked, in one line."""
+    first, _, more = step.prompt.partition("\n")
+    lines = more.count("\n") + 1 if more else 0
+    rest = f" (and {count_text(lines, 'line')} more)" if lines else ""
+    return f"asked: {printable(cut(first, _ASKED))}{rest}" if step.prompt else "without a prompt:"
+
+
+def _row(step: Step, change: DiffStat) -> list[str]:
+    size = f"{count_text(change.files, 'file')} +{change.insertions} -{change.deletions}"
+    words = [f"@{{{step.back}}}", str(step.snapshot.number), ago(step.snapshot.time), size, step.tool]
+    return [printable(cut(word, _WORD), one_line=True) for word in words]
 
 
 def snapshot_line(snapshot: SnapshotInfo, back: int) -> str:
@@ -54,15 +92,6 @@ def snapshot_line(snapshot: SnapshotInfo, back: int) -> str:
     name = coloured(f"@{{{back}}}", "yellow")
     tip = snapshot.tip[:10] if snapshot.tip else "-"
     return f"{name}  {moment_text(snapshot.time)}  {snapshot.reason:<8}  {tip}  {printable(snapshot.subject)}"
-
-
-def _say_change(opened: Opened, record: Record, snapshot: SnapshotInfo) -> None:
-    before = (
-        opened.repo.snapshot(snapshot.previous).tree if snapshot.previous else start(opened.repo, record).tree
-    )
-    say()
-    say_patch(opened.repo.git_dir, before, snapshot.tree)
-    say()
 
 
 def _say_checks(opened: Opened, record: Record, *, as_json: bool) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.cli.opened import open_here
-from overlayrun.cli.render import ago, coloured, say, say_json, say_table, size_text
+from overlayrun.cli.render import ago, coloured, say, say_json, size_text
+from overlayrun.cli.sessions import say_with_sessions
 from overlayrun.cli.shapes import workspace_shape
 from overlayrun.cli.telling import tell
 from overlayrun.cli.words import json_option
@@ -45,7 +46,8 @@ def ls_command(*, everywhere: bool, as_json: bool) -> None:
             say(coloured(printable(items[0].record.root), "cyan"))
         if items:
             foreseen = _foreseen(layout, items)
-            say_table(_HEADS, [_row(item, foreseen[item.record.id]) for item in items])
+            rows = [_row(item, foreseen[item.record.id]) for item in items]
+            say_with_sessions(_HEADS, rows, [item.session for item in items])
             _look_again(layout, items)
         for path in broken(layout):
             tell(f"broken: {printable(path)}: see: overlayrun doctor")
@@ -96,12 +98,18 @@ def _look_again(layout: Layout, items: list[Overview]) -> None:
         refresh_in_background(layout, items[0].record.common_dir, targets)
 
 
+def _state_text(item: Overview) -> str:
+    if item.landed and item.state is State.IDLE:
+        return "landed"
+    return f"{item.state.value}, {item.turn.value}" if item.turn else item.state.value
+
+
 def _row(item: Overview, conflicts: str) -> list[str]:
     run = item.record.last_run
     used = (run.ended or run.started) if run else item.record.created
     return [
         item.record.branch,
-        "landed" if item.landed and item.state is State.IDLE else item.state.value,
+        _state_text(item),
         str(item.change.files),
         f"+{item.change.insertions} -{item.change.deletions}",
         "-" if item.ahead is None else str(item.ahead),

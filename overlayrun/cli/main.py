@@ -30,9 +30,10 @@ _LIKE_A_RUN: Final = frozenset({"run", "exec", "shell"})
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Run": ("run", "exec", "shell"),
     "Look": ("ls", "status", "show", "log", "diff"),
-    "Keep": ("snapshot", "restore"),
+    "Keep": ("snapshot", "fork", "restore"),
     "Bring home": ("apply", "merge", "sync", "rm"),
     "Bring all home": ("reconcile", "queue", "approve", "unapprove", "conflicts"),
+    "For agents": ("integrate", "hook", "mcp"),
     "Keep house": ("gc", "doctor", "config", "completion"),
 }
 MODULES: Final[dict[str, str]] = {
@@ -45,6 +46,7 @@ MODULES: Final[dict[str, str]] = {
     "log": "log",
     "diff": "diff",
     "snapshot": "snapshot",
+    "fork": "fork",
     "restore": "restore",
     "apply": "bring",
     "merge": "reconcile",
@@ -55,6 +57,10 @@ MODULES: Final[dict[str, str]] = {
     "conflicts": "conflicts",
     "sync": "sync",
     "rm": "rm",
+    "hub": "hub",
+    "integrate": "integrate",
+    "hook": "integrate",
+    "mcp": "mcp",
     "gc": "gc",
     "doctor": "doctor",
     "config": "config",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from overlayrun.errors import UsageError
-from overlayrun.model import CarryPolicy, DirtyPolicy, HomePolicy, RunOptions
+from overlayrun.model import AgentState, CarryPolicy, DirtyPolicy, HomePolicy, RunOptions
 from overlayrun.values import cores, count, port, seconds, size
 
 TYPE_CHECKING = False
@@ -73,6 +73,9 @@ RUN_OPTIONS: Final[tuple[Option, ...]] = (
     Option("--bind-ro", "PATH", "Show a path of the host that the sandbox hides.").repeated(),
     Option("--bind-rw", "PATH", "Share a path of the host, read and write.").repeated(),
     Option("--profile", "NAME", "Share this agent's own state (default: by the command's name; none)."),
+    Option(
+        "--agent-state", _choice(AgentState), "Sessions of a known agent: yours, or the branch's own alone."
+    ).of(AgentState, AgentState.SHARED),
     Option("--net", "MODE", "Network: host, none, or allow=DOMAIN[:PORT],… through a proxy (default: host)."),
     Option("--publish", "PORT", "With a network of its own: show its port on the host's 127.0.0.1.")
     .of(port)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import click  # noqa: TID251  # this is overlayrun/cli/
 
@@ -69,6 +70,16 @@ def file_changes(git_dir: str, old: TreeId, new: TreeId) -> list[FileChange]:
     status = dict(zip(names[1::2], names[::2], strict=True))
     lines = git([*_COMMAND, "--numstat", "--no-renames", "-z", old, new], git_dir=git_dir).split(b"\0")[:-1]
     return [_file_change(line, status) for line in lines]
+
+
+def file_shape(file: FileChange) -> dict[str, Any]:
+    """One path, as `--json` tells it."""
+    return {
+        "path": os.fsdecode(file.path),
+        "status": file.status,
+        "insertions": file.insertions,
+        "deletions": file.deletions,
+    }
 
 
 def _file_change(line: bytes, status: dict[bytes, bytes]) -> FileChange:

@@ -69,6 +69,9 @@ run_command: Final = click.Command(
 
     The word `run` may be left out where `--` stands before the command. Exit code: the
     command's; 125 for a failure of overlayrun, 126 not executable, 127 not found, 128+n for signal n.
+
+    A command can learn where it is: $OVERLAYRUN_HELP names a note, and `overlayrun snapshot`,
+    `status` and `fork` work inside.
     """,
     params=[
         *(_click_option(option) for option in RUN_OPTIONS),

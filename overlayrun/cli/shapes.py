@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from overlayrun.account import Session
 from overlayrun.carriers import Carrier
 from overlayrun.incoming import Incoming
-from overlayrun.overview import Overview
+from overlayrun.overview import Overview, Turn
 from overlayrun.snapshot import LeftOut
-from overlayrun.store.repo import DiffStat, SnapshotInfo
+from overlayrun.store.repo import DiffStat, Repo, SnapshotInfo
+from overlayrun.story import Step
 from overlayrun.workspace.record import Run
 
 
@@ -27,6 +29,7 @@ def workspace_shape(item: Overview) -> dict[str, Any]:
         "target": record.target,
         "created": record.created,
         "prompt": record.prompt,
+        **session_shape(item.session, item.turn),
         "last_run": run_shape(record.last_run) if record.last_run else None,
         "snapshots": item.snapshots,
         "change": change_shape(item.change),
@@ -34,6 +37,17 @@ def workspace_shape(item: Overview) -> dict[str, Any]:
         "landed": item.landed,
         "bytes": item.size,
         "fault": item.fault,
+    }
+
+
+def session_shape(session: Session, turn: Turn | None) -> dict[str, str | None]:
+    """What an agent told of itself; null for what it did not. turn: working or waiting, while it runs."""
+    return {
+        "agent": session.agent or None,
+        "session_id": session.id or None,
+        "session_title": session.title or None,
+        "turn": turn.value if turn else None,
+        "last_message": session.said or None,
     }
 
 
@@ -78,6 +92,20 @@ def snapshot_shape(snapshot: SnapshotInfo, back: int) -> dict[str, Any]:
         "time": snapshot.time,
         "reason": snapshot.reason,
         "subject": snapshot.subject,
+    }
+
+
+def step_shape(step: Step, repo: Repo) -> dict[str, Any]:
+    """One snapshot as a step of its story. change: against the one before; null for what nobody told."""
+    return {
+        **snapshot_shape(step.snapshot, step.back),
+        "agent": step.agent or None,
+        "session_id": step.session or None,
+        "model": step.model or None,
+        "tool": step.tool or None,
+        "prompt": step.prompt or None,
+        "message": step.message,
+        "change": change_shape(step.change(repo)),
     }
 
 

@@ -11,20 +11,22 @@ from typing import Any, Final
 
 import click  # noqa: TID251  # this is overlayrun/cli/
 
+from overlayrun.account import first_line
 from overlayrun.cli.log import snapshot_line
 from overlayrun.cli.opened import Opened, open_here
-from overlayrun.cli.patches import say_stat
+from overlayrun.cli.patches import file_changes, file_shape, say_patch, say_stat
 from overlayrun.cli.render import count_text, moment_text, say, say_json, say_pairs, size_text, span_text
-from overlayrun.cli.shapes import left_out_shape, snapshot_shape, workspace_shape
+from overlayrun.cli.shapes import left_out_shape, snapshot_shape, step_shape, workspace_shape
 from overlayrun.cli.words import branch_argument, json_option
 from overlayrun.errors import StoreError, WorkspaceBusy
 from overlayrun.model import CommitId
 from overlayrun.overview import Overview, State, left_out, overview
 from overlayrun.report import printable
-from overlayrun.revision import Revision, parse_revision, pick, start
+from overlayrun.revision import Revision, parse_revision, pick
 from overlayrun.snapshot import LeftOut
 from overlayrun.store.refs import branch_ref, snapshots_ref
 from overlayrun.store.repo import SnapshotInfo
+from overlayrun.story import story
 from overlayrun.workspace.catalogue import find
 from overlayrun.workspace.lock import lock
 from overlayrun.workspace.record import Record, Run
@@ -36,10 +38,10 @@ _SNAPSHOTS: Final = 5
 @branch_argument("[BRANCH | B@{N}]", required=False)
 @json_option
 def show_command(*, text: str, as_json: bool) -> None:
-    """Show everything about one branch; with @{n}, one snapshot and the size of its change."""
+    """Show everything about one branch; with @{n}, one snapshot: its message, and what it changed."""
     opened = open_here()
     if "@" in text:
-        _show_snapshot(opened, parse_revision(opened.layout, opened.repo, text), text, as_json=as_json)
+        _show_snapshot(opened, parse_revision(opened.layout, opened.repo, text), as_json=as_json)
         return
     record = find(opened.layout, text) if text else pick(opened.layout)
     item = overview(opened.layout, opened.repo, record)
@@ -91,17 +93,28 @@ def _facts(opened: Opened, item: Overview) -> list[tuple[str, str]]:
         ("target", record.target or "none: it began on a detached HEAD"),
         ("created", moment_text(record.created)),
         ("prompt", record.prompt or ""),
+        ("session", _session_text(item)),
+        ("asked", first_line(item.session.prompt)),
+        ("said", item.session.last_message),
         ("last run", _run_text(record.last_run) if record.last_run else "none"),
         ("blocked", _blocked_text(record.last_run)),
         ("change", f"{count_text(change.files, 'file')}, +{change.insertions} -{change.deletions} lines"),
         ("standing", _standing(item)),
         ("took along", ", ".join(record.carried)),
         ("home", "private" if record.home == "private" else "copy-on-write view of yours"),
+        ("agent state", "the branch's own" if record.has_own_agent_state else ""),
         ("disk", size_text(item.size)),
         ("workspace", item.place),
         ("refs", f"{branch_ref(record.branch)} {snapshots_ref(record.id)}"),
     ]
     return [(name, printable(value)) for name, value in facts if value]
+
+
+def _session_text(item: Overview) -> str:
+    session = item.session
+    told = [session.agent, session.model, session.id, item.turn.value if item.turn else ""]
+    facts = ", ".join(fact for fact in told if fact)
+    return f"{session.title} ({facts})" if session.title and facts else session.title or facts
 
 
 def _base(opened: Opened, record: Record) -> str:
@@ -151,28 +164,22 @@ def _shape(opened: Opened, item: Overview, lost: tuple[LeftOut, ...]) -> dict[st
     }
 
 
-def _show_snapshot(opened: Opened, revision: Revision, text: str, *, as_json: bool) -> None:
-    snapshot = revision.snapshot
-    assert snapshot is not None
-    back = int(text.rpartition("{")[2].rstrip("}"))
-    before = (
-        opened.repo.snapshot(snapshot.previous).tree
-        if snapshot.previous
-        else start(opened.repo, revision.record).tree
-    )
+def _show_snapshot(opened: Opened, revision: Revision, *, as_json: bool) -> None:
+    """One step: its message, and the change against the snapshot before."""
+    assert revision.snapshot is not None
+    commit, record, repo = revision.snapshot.commit, revision.record, opened.repo
+    step = next(each for each in story(repo, record) if each.snapshot.commit == commit)
+    trees = (repo.git_dir, step.before, step.snapshot.tree)
     if as_json:
-        stat = opened.repo.diff_stat(before, snapshot.tree)
-        change = {"files": stat.files, "insertions": stat.insertions, "deletions": stat.deletions}
-        shape = {
-            **snapshot_shape(snapshot, back),
-            "message": opened.repo.commit(snapshot.commit).message,
-            "change": change,
-        }
-        say_json({"branch": revision.record.branch, "snapshot": shape})
+        files = [file_shape(file) for file in file_changes(*trees)]
+        say_json({"branch": record.branch, "snapshot": {**step_shape(step, repo), "files": files}})
         return
-    say(snapshot_line(snapshot, back))
+    say(snapshot_line(step.snapshot, step.back))
     say()
-    for line in opened.repo.commit(snapshot.commit).message.rstrip("\n").split("\n"):
+    for line in step.message.rstrip("\n").split("\n"):
         say(f"    {printable(line)}".rstrip())
     say()
-    say_stat(opened.repo.git_dir, before, snapshot.tree)
+    say_stat(*trees)
+    if step.before != step.snapshot.tree:
+        say()
+        say_patch(*trees)

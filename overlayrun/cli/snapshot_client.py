@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 
 from overlayrun.cli.here import find_here, inside_of
 from overlayrun.cli.telling import show_error
@@ -79,7 +80,8 @@ def _ask(wanted: Wanted) -> tuple[str, dict[str, Any] | None]:
     """The branch and what its run answered; None where no run lives."""
     inside = inside_of()
     if inside is not None:
-        return inside, _ask_from_inside(wanted, inside)
+        answer = _ask_from_inside(wanted, inside)
+        return printable(str(answer["branch"])), answer
     here = find_here()
     known = [record for record in records(here.layout) if not record.throwaway]
     if wanted.branch:
@@ -105,7 +107,11 @@ def _ask_from_inside(wanted: Wanted, inside: str) -> dict[str, Any]:
             hint=f"overlayrun snapshot {inside} --force-large",
         )
     path = os.environ.get("OVERLAYRUN_SOCKET", "/run/overlayrun/control")
-    return _checked(ask(os.path.dirname(path), os.path.basename(path), _request(wanted.message))[0])
+    # The directory, because it may lie in the tree of a further branch that the run has opened.
+    request = _request(wanted.message)
+    with suppress(FileNotFoundError):  # it was removed
+        request["path"] = os.getcwd()
+    return _checked(ask(os.path.dirname(path), os.path.basename(path), request)[0])
 
 
 def ask_running(

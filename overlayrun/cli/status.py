@@ -11,13 +11,17 @@ from typing import Any
 
 import click  # noqa: TID251  # this is overlayrun/cli/
 
+from overlayrun.account import Session
+from overlayrun.cli.here import inside_of
+from overlayrun.cli.inside_client import inside_lean
 from overlayrun.cli.opened import Opened, open_here
-from overlayrun.cli.render import ago, count_text, say, say_json, say_table, size_text, span_text
-from overlayrun.cli.shapes import change_shape, run_shape
+from overlayrun.cli.render import ago, count_text, say, say_json, size_text, span_text
+from overlayrun.cli.sessions import say_with_sessions
+from overlayrun.cli.shapes import change_shape, run_shape, session_shape
 from overlayrun.cli.words import json_option
 from overlayrun.control import ask
 from overlayrun.errors import WorkspaceError
-from overlayrun.overview import State, state_of
+from overlayrun.overview import State, state_of, turn_of
 from overlayrun.process import Usage, usages
 from overlayrun.report import printable
 from overlayrun.revision import newest, start
@@ -42,7 +46,12 @@ class _Running:
 @click.command("status", short_help="Show what runs now, and how your own tree stands.")
 @json_option
 def status_command(*, as_json: bool) -> None:
-    """Show the branches in which a command runs now, what each uses, and how your own tree stands."""
+    """Show the branches in which a command runs now, what each uses, and how your own tree stands.
+
+    Inside a workspace: what it is, and what it changed by its last snapshot.
+    """
+    if inside_of() is not None:
+        raise SystemExit(inside_lean(["status", *["--json"] * as_json]) or 0)
     opened = open_here()
     running = list(_running(opened))
     if as_json:
@@ -52,7 +61,7 @@ def status_command(*, as_json: bool) -> None:
     if not running:
         say("nothing runs")
         return
-    say_table(_HEADS, [_row(item) for item in running])
+    say_with_sessions(_HEADS, [_row(item) for item in running], [_session(item) for item in running])
 
 
 def _running(opened: Opened) -> Iterator[_Running]:
@@ -63,6 +72,10 @@ def _running(opened: Opened) -> Iterator[_Running]:
         last = newest(opened.repo, record)
         change = opened.repo.diff_stat(start(opened.repo, record).tree, last.tree)
         yield _Running(record, used.get(keepers[record.id]), last.snapshot, change)
+
+
+def _session(item: _Running) -> Session:
+    return Session.from_json(item.record.session)
 
 
 def _keeper(opened: Opened, record: Record) -> int:
@@ -95,6 +108,7 @@ def _shape(item: _Running) -> dict[str, Any]:
         "branch": item.record.branch,
         "id": item.record.id,
         "throwaway": item.record.throwaway,
+        **session_shape(_session(item), turn_of(item.record)),
         "run": run_shape(item.record.last_run) if item.record.last_run else None,
         "processes": usage.processes if usage else None,
         "memory": usage.memory if usage else None,

@@ -27,6 +27,7 @@ MS_NODEV: Final = 0x4
 MS_NOEXEC: Final = 0x8
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 0x40000
+UMOUNT_NOFOLLOW: Final = 0x8
 MNT_DETACH: Final = 0x2
 
 # linux/mount.h, the mount API of 5.2; mount_setattr since 5.12

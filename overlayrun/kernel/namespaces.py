@@ -125,12 +125,12 @@ def drop_capabilities(*, but: int | None = None) -> None:
         syscalls.prctl(abi.PR_CAP_AMBIENT, abi.PR_CAP_AMBIENT_RAISE, but)
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """Be killed when the parent ends. After new credentials, which clear it (prctl(2), PR_SET_PDEATHSIG).
+def die_with_parent(parent: int | None = None, number: int = signal.SIGKILL) -> None:
+    """Get a signal when the parent ends. After new credentials, which clear it (prctl(2), PR_SET_PDEATHSIG).
 
     parent: its process id, 0 for one outside of our pid namespace: end at once where it has ended already.
     Without, the caller finds that out by himself.
     """
-    syscalls.prctl(abi.PR_SET_PDEATHSIG, signal.SIGKILL)
+    syscalls.prctl(abi.PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:
         os._exit(1)

@@ -120,13 +120,22 @@ class Queue:
             return replace(item, standing=Standing.LANDED)
         if running:
             return replace(item, standing=Standing.RUNNING)
-        if self._repo.ref(branch_ref(record.branch)) is None:
-            why = f"you deleted the branch; for its last snapshot: overlayrun merge {record.branch}"
-            return replace(item, standing=Standing.TAKEN_OUT, why=why)
-        if last and not held and last.source == source:
-            why = f"it had landed, and {self.target} does not have it any more"
+        why = self._out(item, last if not held else None)
+        if why:
             return replace(item, standing=Standing.TAKEN_OUT, why=why)
         return self._judged(item)
+
+    def _out(self, item: Item, lost: Landing | None) -> str | None:
+        """Why a branch lands only when it is named. lost: its last landing, which the target has no more."""
+        record = item.record
+        if self._repo.ref(branch_ref(record.branch)) is None:
+            return f"you deleted the branch; for its last snapshot: overlayrun merge {record.branch}"
+        if lost and lost.source == item.tip:
+            return f"it had landed, and {self.target} does not have it any more"
+        last = next(self._repo.snapshots(record.id), None) if record.last_run is None else None
+        if last and last.tip == item.tip:  # the source may be in the middle of its work
+            return f"nothing has run in it since it was forked; as it is: overlayrun merge {record.branch}"
+        return None
 
     def _item(self, record: Record, source: CommitId, held: Landing | None) -> Item:
         """What is new of a branch since its landing `held`, or since it began."""

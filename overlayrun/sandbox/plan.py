@@ -107,6 +107,7 @@ RUNTIME = "/run/overlayrun"
 OBJECTS = f"{RUNTIME}/objects"
 CONTROL = f"{RUNTIME}/control"
 SSH_AGENT = f"{RUNTIME}/ssh-agent"
+TREES = f"{RUNTIME}/trees"
 
 
 class View:
@@ -218,12 +219,36 @@ def sandbox_plan(view: View, without: frozenset[str] = frozenset()) -> list[Laye
     return layers
 
 
-def _workspace(view: View) -> list[Layer]:
+def tree_plan(view: View, without: frozenset[str] = frozenset()) -> list[Layer]:
+    """The mounts of a workspace's tree alone, where the host's mounts are: for a sandbox of another one.
+
+    without: as for `sandbox_plan`.
+    """
+    covered = [path for path in view.covered if path.startswith(f"{view.root}/")]
+    layers: list[Layer] = [Tmpfs("private /run", "/run")]
+    layers += [Tmpfs("way to the workspace", path) for path in view.closed]
+    layers += _tree(view)
+    if covered and "masks" not in without:
+        layers.append(Masks(covered))
+    return layers
+
+
+def has_more_mounts(layers: Sequence[Layer]) -> bool:
+    """Whether a tree of `tree_plan` has other mounts in it than its `.git`."""
+    overlays = sum(isinstance(layer, Overlay) for layer in layers)
+    return overlays > 2 or any(isinstance(layer, Masks) for layer in layers)
+
+
+def _tree(view: View) -> list[Layer]:
     tree = Overlay("workspace", view.root, view.stack, view.upper, f"{view.work}/tree")
     git = Overlay("private .git", f"{view.root}/.git", view.git_stack, view.git_upper, f"{view.work}/git")
     tree.volatile = git.volatile = True
     live = [Overlay("live directory", path, [path], upper, work) for path, upper, work in view.live]
-    layers: list[Layer] = [tree, git, *live, Bind("history", view.objects, OBJECTS)]
+    return [tree, git, *live]
+
+
+def _workspace(view: View) -> list[Layer]:
+    layers: list[Layer] = [*_tree(view), Bind("history", view.objects, OBJECTS)]
     if view.sockets:
         layers.append(Bind("control socket", view.sockets, CONTROL))
     for path, kept in view.passed:

@@ -67,6 +67,7 @@ PROFILES: Final[Mapping[str, tuple[State, ...]]] = {
     ),
 }
 NO_PROFILE: Final = "none"
+_LOGINS: Final = frozenset({"auth.json", "mcp-auth.json", ".credentials.json"})
 
 
 def profile_of(command: str) -> str | None:
@@ -101,6 +102,25 @@ def shared_state(profile: str | None, home: str, root: str) -> list[tuple[str, l
             elif os.path.isfile(path):
                 found.append((path, []))
     return found
+
+
+def own_state(profile: str | None, home: str, root: str) -> list[tuple[str, list[str], bool]]:
+    """What a branch has for itself of all that a profile could share: (path, logins, whether it is a file).
+
+    logins: names of files in a directory that it begins with, as copies; of a file, its name if it is one.
+    """
+    found = []
+    for state in PROFILES.get(profile or "", ()):
+        above = os.environ.get(state.variable) or f"{home}/{state.default}"
+        for name in _names(state, root):
+            kept = [name] if state.name in _LOGINS else [kept for kept in state.kept if kept in _LOGINS]
+            found.append((os.path.realpath(f"{above}/{name}"), kept, state.is_file))
+    return found
+
+
+def own_variables(profile: str | None) -> frozenset[str]:
+    """Variables that would lead an agent from a state of the branch's own to the user's."""
+    return frozenset({"OPENCODE_DB"} if profile == "opencode" else ())
 
 
 def _names(state: State, root: str) -> Iterator[str]:

@@ -132,6 +132,16 @@ class WorkspaceLayout:
         return f"{self.root}/sockets"
 
     @property
+    def guests(self) -> str:
+        """Ids of the workspaces that the last run opened beside this one, a line each: for `--disk`."""
+        return f"{self.root}/guests"
+
+    @property
+    def server(self) -> str:
+        """Where the agent's server of a run listens, JSON; believed only while it answers."""
+        return f"{self.root}/server.json"
+
+    @property
     def kept(self) -> str:
         """Upper layers that were put aside, never removed but by `gc` and `rm`."""
         return f"{self.root}/kept"

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any, Final, Self
 
 VERSION: Final = 1
+UNFILLED: Final = 0
+"""The inode in the record of a fork whose upper nobody has made yet: no file has it."""
 
 
 class Run:
@@ -59,10 +61,12 @@ class Record:
     stack: layer directories of the tree below the state directory, topmost first; its first is the one whose
     `git/` belongs to `tree`. carried: ignored paths that came along, below the repository's root.
     carried_layers: their layer directories, as in stack. target: None for a detached HEAD. root_uid: in runs
-    by root the command may be the host's root.
+    by root the command may be the host's root. agent_state: whose `profile`'s is; "none" where a strict run
+    named no profile. session: what the agent told of itself, as `account.Session` writes it.
     """
 
     __slots__ = (
+        "agent_state",
         "base",
         "branch",
         "carried",
@@ -80,6 +84,7 @@ class Record:
         "reset_index",
         "root",
         "root_uid",
+        "session",
         "stack",
         "target",
         "throwaway",
@@ -100,11 +105,13 @@ class Record:
         self.common_dir = ""
         self.created = 0.0
         self.home = "cow"
+        self.agent_state = "shared"
         self.inode = 0
         self.profile: str | None = None
         self.prompt: str | None = None
         self.reset_index = False
         self.root_uid = False
+        self.session: dict[str, Any] | None = None
         self.throwaway = False
         self.last_run: Run | None = None
         self.live: list[str] = []
@@ -113,6 +120,11 @@ class Record:
     def is_open(self) -> bool:
         """Whether the last run was never closed: it lives still, or was interrupted."""
         return self.last_run is not None and self.last_run.ended is None
+
+    @property
+    def has_own_agent_state(self) -> bool:
+        """Whether its agent's sessions are the branch's alone."""
+        return self.agent_state == "private" and self.profile not in (None, "none")
 
     def save(self, path: str, *, durable: bool = True) -> None:
         """Write the record whole."""

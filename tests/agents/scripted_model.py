@@ -31,7 +31,7 @@ from typing import Any, Final
 
 MODEL_NAME: Final = "scripted"
 TITLE: Final = "Scripted work"
-_COMMAND = re.compile(r"@(write|edit|bash|tool|sleep|wait|say) (.*)")
+_COMMAND = re.compile(r"(?:@|::)(write|edit|bash|tool|sleep|wait|say) (.*)")
 _ESCAPES: Final = {"n": "\n", "t": "\t", "\\": "\\"}
 
 

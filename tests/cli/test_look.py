@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _WORKSPACE_KEYS = {
     *("branch", "id", "repository", "state", "base", "dirty", "target", "created", "prompt", "last_run"),
     *("snapshots", "change", "ahead", "landed", "bytes", "fault"),
+    *("agent", "session_id", "session_title", "turn", "last_message"),
 }
 
 
@@ -162,7 +163,7 @@ def test_status_shows_what_a_run_uses(repo: UserRepo) -> None:
     (item,) = data["running"]
     assert set(item) == {
         *("branch", "id", "throwaway", "run", "processes", "memory", "cpu_seconds", "cpu_load"),
-        *("last_snapshot", "change"),
+        *("last_snapshot", "change", "agent", "session_id", "session_title", "turn", "last_message"),
     }
     assert (item["branch"], item["throwaway"], item["run"]["status"]) == ("busy", False, None)
     assert item["processes"] >= 2
@@ -217,25 +218,30 @@ def test_show_names_what_no_snapshot_holds(repo: UserRepo) -> None:
     assert "left out   pipe\\nline: a socket, FIFO or device\n" in repo.overlayrun("show", "b").out
 
 
-def test_show_a_snapshot_with_the_size_of_its_change(worked: UserRepo) -> None:
+def test_show_a_snapshot_with_its_change(worked: UserRepo) -> None:
     text = worked.overlayrun("show", "fix@{1}").out
     assert re.match(r"@\{1\}  .{19}  exit      [0-9a-f]{10}  Right answer\n\n    Right answer\n", text)
-    assert text.endswith(" src/app.py | 2 +-\n 1 file changed, 1 insertion(+), 1 deletion(-)\n")
+    assert " src/app.py | 2 +-\n 1 file changed, 1 insertion(+), 1 deletion(-)\n" in text
+    assert text.endswith("@@ -1 +1 @@\n-answer = 41\n+answer = 42\n")
+    assert "b/added" not in text
     data = _json(worked, "show", "fix@{0}")
     assert data["snapshot"]["change"] == {"files": 1, "insertions": 1, "deletions": 0}
     assert data["snapshot"]["number"] == 2
+    assert data["snapshot"]["files"] == [{"path": "added", "status": "A", "insertions": 1, "deletions": 0}]
 
 
 def test_log_lists_the_newest_first(worked: UserRepo) -> None:
     assert _plain(worked.overlayrun("log", "fix").out).splitlines() == [
-        "@{0}  <time>  exit      <id>  Right answer",
-        "@{1}  <time>  exit      <id>  Right answer",
+        "@{0}  2  <span> ago  1 file +1 -0  Right answer",
+        "@{1}  1  <span> ago  1 file +1 -1  Right answer",
     ]
+    assert worked.overlayrun("log", "--reverse", "fix").out.startswith("@{1}")
     data = _json(worked, "log", "fix")
     assert data["branch"] == "fix"
     assert [each["commit"] for each in data["snapshots"]] == worked.snapshots("fix")
     assert set(data["snapshots"][0]) == {
-        *("back", "number", "commit", "tip", "tree", "time", "reason", "subject")
+        *("back", "number", "commit", "tip", "tree", "time", "reason", "subject"),
+        *("agent", "session_id", "model", "tool", "prompt", "message", "change"),
     }
 
 

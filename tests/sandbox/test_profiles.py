@@ -9,6 +9,7 @@ import pytest
 
 from overlayrun.errors import UsageError
 from overlayrun.sandbox.profiles import PROFILES, parse_profile, profile_of, shared_state
+from overlayrun.sandbox.seeds import takes_seed
 
 if TYPE_CHECKING:
     from conftest import UserRepo
@@ -142,3 +143,147 @@ def test_an_unknown_profile_is_refused() -> None:
     assert parse_profile("none") == "none"
     with pytest.raises(UsageError, match="no profile is called 'cluade'"):
         parse_profile("cluade")
+
+
+LOGINS: Final = {
+    "opencode": ".local/share/opencode/auth.json",
+    "claude": ".claude/.credentials.json",
+    "codex": ".codex/auth.json",
+}
+PRIVATE: Final = ("--agent-state", "private")
+
+
+@pytest.mark.parametrize("kind", ["cow", "private"])
+@pytest.mark.parametrize("agent", PROFILES)
+def test_private_state_is_the_branchs_alone_and_stays_with_it(repo: UserRepo, agent: str, kind: str) -> None:
+    data, login = [*DATA[agent]], LOGINS[agent]
+    if agent == "claude":
+        data.append(f".claude/projects/{slug(repo.root)}/s.jsonl")
+    if agent == "codex":
+        data.append(".codex/history.jsonl")
+    for name, text in (*((name, "yours") for name in data), (login, "token 1")):
+        (repo.home / name).parent.mkdir(parents=True, exist_ok=True)
+        (repo.home / name).write_text(f"{text}\n")
+    names = " ".join(f'"$HOME/{name}"' for name in data)
+    first = f'cat {names} 2>/dev/null || true; cat "$HOME/{login}"\n{writing([*data, login], "own")}'
+    options = ("--profile", agent, "--home", kind, *PRIVATE)
+    done = repo.sh(first, *options)
+    assert (done.code, done.out) == (0, "token 1\n"), str(done)
+    assert f"agent state of {agent}: the branch's own" in done.ours
+    assert repo.inside(f'cat {names} "$HOME/{login}"') == "own\n" * (len(data) + 1)
+    assert [(repo.home / name).read_text() for name in data] == ["yours\n"] * len(data)
+    assert (repo.home / login).read_text() == "token 1\n"
+    assert "agent state  the branch's own" in repo.overlayrun("show", "b").out
+    assert repo.inside(first, *options, branch="other") == "token 1\n"
+
+
+def test_a_database_elsewhere_is_not_an_own_one(repo: UserRepo) -> None:
+    repo.env["OPENCODE_DB"] = "/elsewhere/opencode.db"
+    script = 'echo "${OPENCODE_DB-none}"'
+    assert repo.inside(script, "--profile", "opencode", *PRIVATE) == "none\n"
+    assert repo.inside(script, "--profile", "opencode", branch="shared") == "/elsewhere/opencode.db\n"
+
+
+def test_private_state_must_lie_in_home(repo: UserRepo, tmp_path: Path) -> None:
+    repo.env["CODEX_HOME"] = str(tmp_path / "elsewhere")
+    done = repo.sh("true", "--profile", "codex", *PRIVATE)
+    assert done.code == 125
+    assert "needs the agent's state in HOME" in done.ours[-2]
+
+
+def test_a_link_that_an_agent_left_in_its_home_leads_nowhere(repo: UserRepo, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (repo.home / ".local/share/opencode").mkdir(parents=True)
+    (repo.home / LOGINS["opencode"]).write_text("token\n")
+    script = "".join(
+        f'mv "$HOME/{name}" "$HOME/{name}-away"; ln -s {target} "$HOME/{name}"\n'
+        for name in (".config", ".local")
+    )
+    options = ("--profile", "opencode", "--home", "private", *PRIVATE)
+    repo.inside(script, *options)
+    repo.inside("true", *options)
+    assert list(target.iterdir()) == []
+
+
+SEED: Final = ("node_modules", "package-lock.json")
+
+
+def test_an_installation_is_spared_and_leaves_no_trace(repo: UserRepo) -> None:
+    repo.commit(**{".opencode/command/hi.md": "hi\n", "sub/.opencode/agent/a.md": "a\n"})
+    places = ["$HOME/.config/opencode", f"{repo.root}/.opencode", f"{repo.root}/sub/.opencode"]
+    look = "".join(f'ls -A "{place}" | tr "\\n" " "; stat -c %a "{place}"\n' for place in places)
+    command = ["sh", "-c", f"{look} git status --porcelain"]
+    done = repo.overlayrun("-b", "b", "--profile", "opencode", "--", *command, cwd=repo.root / "sub")
+    assert done.out.splitlines() == [
+        "node_modules package-lock.json 700",
+        "command node_modules package-lock.json 755",
+        "agent node_modules package-lock.json 755",
+    ]
+    assert "nothing changed" in done.ours
+    assert not (repo.home / ".config").exists()
+    assert not (repo.root / ".opencode/node_modules").exists()
+    # Only an agent that is known to need it gets it, an unattended one too.
+    assert repo.inside("ls -A .opencode", branch="shell") == "command\n"
+    repo.env["PATH"] = f"{repo.home}/bin:{repo.env['PATH']}"
+    (repo.home / "bin").mkdir()
+    (repo.home / "bin/opencode").symlink_to("/bin/ls")
+    assert (
+        "node_modules"
+        in repo.overlayrun("--strict", "--bind-ro", str(repo.home / "bin"), "--", "opencode", ".opencode").out
+    )
+
+
+def test_what_is_installed_inside_is_never_committed(repo: UserRepo) -> None:
+    # A .gitignore of the user's own in there, to which OpenCode adds nothing.
+    repo.commit(**{".opencode/.gitignore": "log\n", ".opencode/command/hi.md": "hi\n"})
+    install = (
+        "mkdir -p .opencode/node_modules/zod; echo code >.opencode/node_modules/zod/index.js\n"
+        "echo {} >.opencode/package-lock.json; echo {} >.opencode/package.json; echo x >.opencode/bun.lock\n"
+    )
+    repo.inside(
+        f"{install} git add --all; git commit --quiet --message=own; {install} echo new >new",
+        "--profile",
+        "opencode",
+    )
+    assert repo.git("diff", "--name-only", "main", "b").split() == [".opencode/package.json", "new"]
+    assert repo.git("log", "--format=%s", "main..b").splitlines()[-1] == "own"
+    # The branch keeps it for its next run.
+    assert repo.inside("cat .opencode/node_modules/zod/index.js") == "code\n"
+
+
+def test_a_lock_file_that_the_base_holds_is_like_any_other(repo: UserRepo) -> None:
+    repo.commit(**{".opencode/package.json": "{}\n", ".opencode/package-lock.json": "old\n"})
+    out = repo.inside("ls .opencode; echo new >.opencode/package-lock.json", "--profile", "opencode")
+    assert out.split() == ["package-lock.json", "package.json"]
+    assert repo.show("b", ".opencode/package-lock.json") == "new\n"
+
+
+IMPORT: Final = 'import { tool } from "@opencode-ai/plugin"\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "spared"),
+    [
+        ("command/hi.md", "hi", True),
+        ("plugin/p.js", "export default async () => ({})\n", True),
+        ("plugin/p.ts", 'import type { Plugin } from "@opencode-ai/plugin"\n', True),
+        ("plugins/p.ts", IMPORT, False),
+        ("tool/t.ts", IMPORT, False),
+        ("package.json", "{}", False),
+        ("package-lock.json", "{}", False),
+        ("node_modules/zod/index.js", "", False),
+        ("opencode.json", '{"plugin": ["file:///somewhere/p.js", "named@1"]}', True),
+        ("opencode.json", '{"plugin": ["./p.ts"]}', False),
+    ],
+)
+def test_what_needs_an_installation_gets_one(tmp_path: Path, name: str, text: str, *, spared: bool) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(text)
+    assert takes_seed([str(tmp_path)]) is spared
+
+
+def test_what_can_not_be_looked_at_may_need_anything(tmp_path: Path) -> None:
+    (tmp_path / "plugin").mkdir()
+    (tmp_path / "plugin/p.js").symlink_to("/dev/zero")
+    assert not takes_seed([str(tmp_path)])

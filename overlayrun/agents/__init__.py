@@ -1,0 +1,1 @@
+"""What knows one agent: its hooks, its plugins, its protocol."""

@@ -1,0 +1,89 @@
+// A workspace's side: a snapshot after each tool that may change something and after each turn, in the agent's own words.
+import net from "node:net"
+import path from "node:path"
+
+const LOOKING = new Set(
+  "read grep glob list ls webfetch websearch codesearch todoread todowrite question skill lsp task".split(" "),
+)
+const PATIENCE = 10_000 // ms; what fails costs the agent nothing
+const LONGEST = { prompt: 4_000, said: 8_000 } // characters that a run takes
+
+// Ask the run that watches over this workspace.
+function ask(request) {
+  return new Promise((resolve) => {
+    const socket = net.connect(process.env.OVERLAYRUN_SOCKET)
+    socket.setTimeout(PATIENCE, () => socket.destroy())
+    socket.on("connect", () => socket.write(JSON.stringify(request) + "\n"))
+    socket.on("data", () => undefined)
+    socket.on("error", () => undefined)
+    socket.on("close", resolve)
+  })
+}
+
+// One snapshot at a time; tools that end while one is taken share the next.
+class Snapshots {
+  #last = Promise.resolve()
+  #waiting
+
+  take(account) {
+    if (this.#waiting) {
+      const subject = [this.#waiting.account.subject, account.subject].filter(Boolean).join(", ")
+      Object.assign(this.#waiting.account, account, { subject })
+      return this.#last
+    }
+    const next = (this.#waiting = { account: { ...account } })
+    this.#last = this.#last.then(() => {
+      this.#waiting = undefined
+      return ask({ op: "snapshot", account: next.account })
+    })
+    return this.#last
+  }
+
+  end() {
+    return this.#last
+  }
+}
+
+export async function inWorkspace() {
+  const snapshots = new Snapshots()
+  const accounts = new Map()
+  const parents = new Map() // sub-agents work for the session that the user sees
+  const account = (id) => {
+    if (parents.has(id)) return account(parents.get(id))
+    if (!accounts.has(id)) accounts.set(id, { agent: "opencode", session: id })
+    return accounts.get(id)
+  }
+  const shown = (title) => (path.isAbsolute(title) ? path.relative(process.cwd(), title) : title)
+
+  const heard = {
+    "session.created": ({ info }) => heard["session.updated"]({ info }),
+    "session.updated": ({ info }) => {
+      if (info.parentID) parents.set(info.id, info.parentID)
+      else account(info.id).title = info.title
+    },
+    "message.part.updated": ({ part }) => {
+      if (part.type === "text" && part.time?.end && accounts.has(part.sessionID)) account(part.sessionID).said = part.text.slice(0, LONGEST.said)
+    },
+    "session.idle": async ({ sessionID }) => {
+      if (!accounts.has(sessionID)) return
+      await snapshots.take(account(sessionID))
+      await ask({ op: "session", account: account(sessionID) })
+    },
+  }
+  return {
+    async "chat.message"({ sessionID, model }, { parts }) {
+      const words = parts.filter((part) => part.type === "text" && !part.synthetic).map((part) => part.text)
+      const mine = account(sessionID)
+      if (parents.has(sessionID) || !words.length) return
+      delete mine.said
+      Object.assign(mine, { prompt: words.join("\n").slice(0, LONGEST.prompt) }, model && { model: `${model.providerID}/${model.modelID}` })
+      await ask({ op: "session", account: mine })
+    },
+    async "tool.execute.after"({ tool, sessionID }, { title }) {
+      if (LOOKING.has(tool)) return
+      await snapshots.take({ ...account(sessionID), tool, subject: title ? `${tool}: ${shown(title)}` : tool })
+    },
+    event: async ({ event }) => heard[event.type]?.(event.properties),
+    dispose: () => snapshots.end(),
+  }
+}

@@ -1,0 +1,223 @@
+"""One `opencode serve` in the workspace of a branch: started when it is asked for, ended with its hub.
+
+The hub of a second OpenCode on the same repository uses the server that the first one has started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from base64 import b64encode
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from overlayrun.errors import WorkspaceBusy, WorkspaceError
+from overlayrun.files import read_bytes, write_whole
+from overlayrun.kernel.namespaces import die_with_parent
+from overlayrun.model import BranchName
+from overlayrun.tunnel import connect
+from overlayrun.workspace.catalogue import find_exact, user_state
+from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.lock import is_locked
+
+_PATIENCE: Final = 60.0  # seconds that OpenCode may take to answer
+_PAUSE: Final = 0.03
+_END_PATIENCE: Final = 30.0  # seconds for the last snapshot
+_SHOWN: Final = 3  # lines of the log that an error tells
+# What OpenCode tells its own children about itself; to a server of its own it would be wrong.
+_OF_ITSELF: Final = frozenset(
+    "OPENCODE OPENCODE_PID OPENCODE_RUN_ID OPENCODE_PROCESS_ROLE OPENCODE_CLIENT AGENT "
+    "OPENCODE_SERVER_PASSWORD OPENCODE_SERVER_USERNAME".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Where a hub works. root: of the working tree. opencode: the program. options: of each run."""
+
+    layout: Layout
+    root: str
+    opencode: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A server on the loopback address, and what it wants to hear."""
+
+    port: int
+    password: str
+
+    @property
+    def authorization(self) -> str:
+        """Value of the header."""
+        return f"Basic {b64encode(f'opencode:{self.password}'.encode()).decode()}"
+
+
+class Server:
+    """The server of one branch. workspace_id: OpenCode's own name for it."""
+
+    def __init__(self, scene: Scene, branch: BranchName, workspace_id: str) -> None:
+        self.branch = branch
+        self._scene = scene
+        self._workspace_id = workspace_id
+        self._process: asyncio.subprocess.Process | None = None
+        self._endpoint: Endpoint | None = None
+        self._starting = asyncio.Lock()
+
+    async def answers(self) -> bool:
+        """Whether it is there now."""
+        return self._endpoint is not None and await _is_well(self._endpoint)
+
+    async def endpoint(self) -> Endpoint:
+        """Where it answers; started first where it does not.
+
+        Raises WorkspaceBusy where another run has the branch, WorkspaceError where it does not start.
+        """
+        async with self._starting:
+            if self._endpoint is None or not await _is_well(self._endpoint):
+                await self.end()  # what was killed may still be at its last snapshot
+                self._endpoint = await self._adopt() or await self._start()
+            return self._endpoint
+
+    async def _adopt(self) -> Endpoint | None:
+        """The server that another hub has started, None where the branch is idle."""
+        record = find_exact(self._scene.layout, self.branch)
+        if record is None or not is_locked(self._scene.layout.workspace(record.id).lock):
+            return None
+        try:
+            data = json.loads(read_bytes(self._scene.layout.workspace(record.id).server))
+            found = Endpoint(data["port"], data["password"])
+        except (OSError, ValueError, KeyError, TypeError):
+            found = None
+        if found is None or not await _is_well(found):
+            raise WorkspaceBusy(
+                f"a command runs in branch {self.branch}", hint="end it, or take another session"
+            )
+        self._process = None
+        return found
+
+    async def _start(self) -> Endpoint:
+        endpoint = Endpoint(_free_port(), secrets.token_urlsafe(24))
+        log = self._log()
+        with open(log, "ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command(endpoint),
+                cwd=self._scene.root,
+                env=self._environment(endpoint),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=_end_with_us(os.getpid()),
+            )
+        end = time.monotonic() + _PATIENCE
+        while not await _is_well(endpoint):
+            if self._process.returncode is not None or time.monotonic() > end:
+                await self.end()
+                raise WorkspaceError(
+                    f"OpenCode did not start in branch {self.branch}", details=_tail(log), hint=f"see {log}"
+                )
+            await asyncio.sleep(_PAUSE)
+        self._announce(endpoint)
+        return endpoint
+
+    def _command(self, endpoint: Endpoint) -> list[str]:
+        options = [
+            "-b",
+            self.branch,
+            "--profile",
+            "opencode",
+            "--agent-state",
+            "private",
+            *self._scene.options,
+        ]
+        for name in ("OPENCODE_SERVER_PASSWORD", "OPENCODE_WORKSPACE_ID"):
+            options += ["--env", name]
+        serve = ["serve", "--hostname", "127.0.0.1", "--port", str(endpoint.port)]
+        return [*overlayrun(), *options, "--", self._scene.opencode, *serve]
+
+    def _environment(self, endpoint: Endpoint) -> Mapping[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name not in _OF_ITSELF}
+        return kept | {
+            "OPENCODE_EXPERIMENTAL_WORKSPACES": "true",
+            "OPENCODE_WORKSPACE_ID": self._workspace_id,
+            "OPENCODE_SERVER_PASSWORD": endpoint.password,
+        }
+
+    def _log(self) -> str:
+        place = f"{user_state()}/log/opencode"
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        return f"{place}/{self.branch.replace('/', '-')}.log"
+
+    def _announce(self, endpoint: Endpoint) -> None:
+        record = find_exact(self._scene.layout, self.branch)
+        if record is not None:
+            data = {"port": endpoint.port, "password": endpoint.password}
+            place = self._scene.layout.workspace(record.id).server
+            write_whole(place, json.dumps(data).encode(), durable=False)
+
+    async def end(self) -> None:
+        """End a server that was started here, and wait for its last snapshot."""
+        process, self._process, self._endpoint = self._process, None, None
+        if process is None or process.returncode is not None:
+            return
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), _END_PATIENCE)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def overlayrun() -> list[str]:
+    """This program, as a command."""
+    return [sys.executable, "-c", "from overlayrun.launch import main; main()"]
+
+
+def _end_with_us(parent: int) -> Any:
+    """What a child does before it becomes overlayrun: its run is ended in order when the hub is killed."""
+
+    def prepare() -> None:
+        die_with_parent(parent, signal.SIGTERM)
+
+    return prepare
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _is_well(endpoint: Endpoint) -> bool:
+    request = (
+        f"GET /global/health HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {endpoint.authorization}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    try:
+        async with asyncio.timeout(2):
+            with await connect("127.0.0.1", endpoint.port) as server:
+                loop = asyncio.get_running_loop()
+                await loop.sock_sendall(server, request.encode())
+                return (await loop.sock_recv(server, 64)).startswith(b"HTTP/1.1 200")
+    except (OSError, TimeoutError):
+        return False
+
+
+def _tail(log: str) -> str:
+    try:
+        lines = read_bytes(log).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return " | ".join(lines[-_SHOWN:])

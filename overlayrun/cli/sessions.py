@@ -1,0 +1,26 @@
+"""Agents' sessions in the tables of `ls` and `status`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from overlayrun.account import Session, cut
+from overlayrun.cli.render import say_table
+
+_HEADS: Final = ("SESSION", "LAST MESSAGE")
+_COMMAND, _TITLE, _SAID = 20, 28, 100  # characters, where there are sessions
+
+
+def say_with_sessions(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], sessions: Sequence[Session]
+) -> None:
+    """A table whose last column is the command, with columns for the rows' sessions where there are any."""
+    if all(session == Session() for session in sessions):
+        say_table(heads, rows)
+        return
+    told = [
+        [*row[:-1], cut(row[-1], _COMMAND), cut(session.title, _TITLE), cut(session.last_message, _SAID)]
+        for row, session in zip(rows, sessions, strict=True)
+    ]
+    say_table([*heads, *_HEADS], told)

@@ -5,10 +5,11 @@ Whatever comes from inside is data of the agent's: it chooses nothing but among 
 
 from __future__ import annotations
 
+import json
 import time
 
 from overlayrun.capture import answer_of
-from overlayrun.errors import OverlayrunError
+from overlayrun.errors import OverlayrunError, UsageError
 from overlayrun.fork import fork_answer
 from overlayrun.hearing import hear, words_of
 from overlayrun.model import SnapshotReason
@@ -17,7 +18,7 @@ from overlayrun.whereami import whereami
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import Any
+    from typing import Any, Final
 
     from overlayrun.fork import Forks
     from overlayrun.guests import Guests
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from overlayrun.workspace.record import Record
 
     Reply = tuple[dict[str, Any], Sequence[int]]
+
+_ROOM: Final = 32_000  # bytes of an answer for what a snapshot left out
 
 
 class Answers:
@@ -103,7 +106,7 @@ class Answers:
             return {"error": "a throwaway run takes no snapshots"}
         words = words_of(self._layout, self._record, request)
         taken = self._take(SnapshotReason.REQUEST, words, force_large=force_large)
-        return {"branch": self._record.branch, **answer_of(taken)}
+        return _fitting({"branch": self._record.branch, **answer_of(taken)})
 
     def _session(self, request: dict[str, Any]) -> dict[str, Any]:
         told = hear(self._layout, self._record, request.get("account"), leads=True)
@@ -114,8 +117,20 @@ class Answers:
     def _fork(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._take is None:
             return {"error": "a throwaway run can't be forked"}
-        given = request.get("branch")
-        name = None if given is None else str(given)
+        name = request.get("branch")
+        if name is not None and not isinstance(name, str):
+            raise UsageError("the branch's name is no text", hint="leave it out for a new one")
         self._forks.check(name)
         taken = self._take(SnapshotReason.REQUEST, None)
-        return fork_answer(self._forks.make(name), taken)
+        return _fitting(fork_answer(self._forks.make(name), taken))
+
+
+def _fitting(told: dict[str, Any]) -> dict[str, Any]:
+    """An answer that a socket takes: of paths that were left out, as many as there is room for."""
+    listed, room = told["left_out"], _ROOM
+    for shown, item in enumerate(listed):
+        room -= len(json.dumps(item))
+        if room < 0:
+            note = f"left out: {len(listed) - shown} more"
+            return {**told, "left_out": listed[:shown], "notes": [*told["notes"], note]}
+    return told

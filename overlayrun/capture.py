@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from overlayrun.live import LiveSandbox
 from overlayrun.model import SnapshotReason
 from overlayrun.sandbox.seeds import unkept
 from overlayrun.snapshot import Snapshot, SnapshotJob, take_snapshot
+from overlayrun.wording import command_text
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
 
@@ -48,7 +48,7 @@ def job_of(layout: Layout, record: Record, live: LiveSandbox | None) -> Snapshot
         upper=place.upper,
         agent_git=place.git_upper,
         hashes=place.hashes,
-        command=shlex.join(run.command) if run else "",
+        command=command_text(run.command) if run else "",
         carried=tuple(os.fsencode(path) for path in (*record.carried, *_unkept(layout, record))),
         exit_status=run.status if run else None,
         run_inside=live.run_inside if live else None,

@@ -10,7 +10,7 @@ from overlayrun.sandbox.confinement import Confinement
 from overlayrun.sandbox.environment import sandbox_environment
 from overlayrun.sandbox.limits import LimitOptions
 from overlayrun.sandbox.plan import CONTROL, SSH_AGENT
-from overlayrun.sandbox.profiles import own_variables
+from overlayrun.sandbox.profiles import own_variables, plugin_variables
 from overlayrun.sandbox.switches import parse_without
 
 TYPE_CHECKING = False
@@ -42,6 +42,7 @@ def command_of(
         strict=options.strict,
         withhold="environment" not in without,
     )
+    environment |= plugin_variables(record.profile, environment)
     if namespaces.is_root_of_host():
         # Root's tar gives files to the archive's owners, who don't exist inside, and ends with status 2.
         environment["TAR_OPTIONS"] = f"--no-same-owner {environment.get('TAR_OPTIONS', '')}".strip()

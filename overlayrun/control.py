@@ -50,18 +50,21 @@ def answer(server: socket.socket, handle: Handler) -> None:
     except BlockingIOError:
         return
     with client:
-        client.settimeout(_PATIENCE)
         try:
-            request = json.loads(_line(client))
+            request = json.loads(_line(client, until=time.monotonic() + _PATIENCE))
             reply, fds = handle(request)
+            client.settimeout(_PATIENCE)
             socket.send_fds(client, [json.dumps(reply).encode() + b"\n"], list(fds))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return
 
 
-def _line(connection: socket.socket) -> bytes:
+def _line(connection: socket.socket, *, until: float | None = None) -> bytes:
+    """until: by time.monotonic; for the whole line, because one may come a byte at a time."""
     data = b""
     while not data.endswith(b"\n") and len(data) < _LONGEST:
+        if until is not None:
+            connection.settimeout(max(0.001, until - time.monotonic()))
         part = connection.recv(4096)
         if not part:
             break

@@ -27,6 +27,7 @@ from overlayrun.store.refs import (
     branch_ref,
     dirty_ref,
     parse_branch_name,
+    shadowed_by,
     snapshots_ref,
     update_refs,
 )
@@ -82,23 +83,32 @@ class Forks:
             raise UsageError(
                 f"this run has made {_MOST} forks", hint="without limit outside: overlayrun fork"
             )
-        if name is not None:
-            _refuse(Repo(self._source.common_dir), self._layout, name)
+        if name is None:
+            return
+        _refuse(Repo(self._source.common_dir), self._layout, name)
+        if shadowed_by(self._source.common_dir, parse_branch_name(name)):
+            raise UsageError(f"branch {name} is taken", hint="choose a new name")
 
     def make(self, name: str | None) -> Forked:
         """A fork of the last snapshot."""
         Forks.made += 1
-        return make_fork(self._repository, self._layout, self._source, self._options, name)
+        return make_fork(self._repository, self._layout, self._source, self._options, name, by_command=True)
 
 
 def make_fork(
-    repository: Repository, layout: Layout, source: Record, options: RunOptions, name: str | None
+    repository: Repository,
+    layout: Layout,
+    source: Record,
+    options: RunOptions,
+    name: str | None,
+    *,
+    by_command: bool = False,
 ) -> Forked:
     """A branch of its own from the source's last snapshot; the caller has taken one. Nothing runs in it.
 
     name: of the new branch, None for one after the source's. options: how ignored files come along: those
     that the user's tree has now, as in any new workspace. Ignored files that the source's command made, its
-    index and its changes in HOME stay behind: no snapshot holds them.
+    index and its changes in HOME stay behind: no snapshot holds them. by_command: as in the record.
     Raises UsageError for a name that can't be had, StoreError, HostError.
     """
     if source.root != repository.root:  # another worktree of the repository
@@ -113,6 +123,7 @@ def make_fork(
     try:
         if prepared.resumed:  # made by somebody else between the look and now
             raise UsageError(f"branch {name} is taken", hint="choose a new name: -b NAME")
+        prepared.record.by_command = by_command
         return Forked(prepared.record, source, _follow(repo, layout, prepared, source))
     except OSError as err:
         raise StoreError(f"the fork can't be written: {err.strerror}") from err

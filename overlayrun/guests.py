@@ -32,10 +32,11 @@ from overlayrun.sandbox.switches import parse_without
 from overlayrun.sandbox.trees import hide_tree, show_tree
 from overlayrun.snapshot import Snapshot
 from overlayrun.store.location import Repository, find_repository
-from overlayrun.store.refs import parse_branch_name
+from overlayrun.store.refs import parse_branch_name, shadowed_by
 from overlayrun.view import Choices, view_of
 from overlayrun.workspace.catalogue import find_exact, records
 from overlayrun.workspace.layout import Layout, WorkspaceLayout
+from overlayrun.workspace.lock import is_locked
 from overlayrun.workspace.record import Record, Run, boot_id
 
 _MOST: Final = 32  # at the same time
@@ -172,12 +173,18 @@ class Guests:
         return guest
 
     def _refuse_taken(self, branch: str) -> None:
-        """Raise for a name that is the user's, even where no commit has it yet."""
-        name = parse_branch_name(branch)
-        if find_exact(self._layout, name) is not None:
+        """Raise for a name that is the user's, even where no commit has it yet, and for work of his."""
+        name, common_dir = parse_branch_name(branch), self._repository.common_dir
+        known = find_exact(self._layout, name)
+        if known is not None and (known.by_command or is_locked(self._layout.workspace(known.id).lock)):
             return
+        if known is not None:
+            raise UsageError(
+                f"branch {name} is the user's, not one that a run has opened",
+                hint=f"outside: overlayrun -b {name} -- COMMAND",
+            )
         is_target = any(record.target == name for record in records(self._layout))
-        if is_target or is_checked_out(self._repository.common_dir, name):
+        if is_target or is_checked_out(common_dir, name) or shadowed_by(common_dir, name):
             raise UsageError(f"branch {name} is taken", hint="choose a new name")
 
     def _guest_of(self, prepared: Prepared) -> _Guest:
@@ -192,7 +199,7 @@ class Guests:
     def _begin(self, guest: _Guest, repository: Repository) -> None:
         record = guest.record
         if guest.resumed:
-            recover(repository, self._layout, record, _tell_nobody)
+            recover(repository, self._layout, record, guest.notes.append)
         view = view_of(repository, self._layout, record, Choices.of(self._options))
         self._write_down(guest)
         answers = self.answering(guest.live, record, self._taker(guest))
@@ -211,12 +218,13 @@ class Guests:
         """That the workspace is open, and that it is this run's."""
         record, run = guest.record, self._record.last_run
         assert run is not None
+        record.by_command = True
         number = record.last_run.number + 1 if record.last_run else 1
         record.last_run = Run(number, run.command, boot_id(), time.time())
         record.save(guest.place.record, durable=False)
         self._made.append(record.id)
         listed = self._layout.workspace(self._record.id).guests
-        write_whole(listed, "\n".join(self._made).encode(), durable=False)
+        write_whole(listed, "\n".join(dict.fromkeys(self._made)).encode(), durable=False)
 
     def _undo(self, guest: _Guest) -> None:
         """Leave nothing of a guest that could not be shown, but what was there before."""

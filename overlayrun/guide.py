@@ -39,6 +39,8 @@ Nobody sees your changes while you work, and you see nobody's. The user's own tr
 - `overlayrun fork [-b NAME]`    a second branch from the present state, which the user can run and merge
 All take `--json`. A program asks the same at the socket in $OVERLAYRUN_SOCKET, a line of JSON each way:
 `{{"op": "snapshot", "message": "…"}}`, `{{"op": "status"}}`, `{{"op": "fork", "branch": "…"}}`.
+There alone: `{{"op": "open", "branch": "…"}}` answers the "path" of a further branch's tree, to work in at
+once beside this one; `{{"op": "close", "path": "…"}}` takes its last snapshot, as the end of the run does.
 
 ## What does not work here
 - `git push` without credentials: none are here; the user pushes, or gives them when the run starts.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
+import time
 
 from overlayrun import keeper
 from overlayrun.errors import HostError, MountError
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from overlayrun.sandbox.plan import Layer
 
 _USERNS_HINT = "overlayrun doctor tells which switch of this machine forbids it"
+_PATIENCE = 120.0  # seconds; packs of the command's own commits may be large
+_TIMED_OUT = 124  # as timeout(1)
 OURS = 125  # exit status of every failure that is not the command's
 _NOBODY_HINT = "give the repository to an ordinary user and run as him, or: --allow-root-uid"
 
@@ -180,7 +184,8 @@ class LiveSandbox:
         """Run `argv` inside with `data` on its stdin, and give its exit status and stdout; stderr is dropped.
 
         It sees what the command sees and has as few privileges. Never more than `_OUTPUT_LIMIT` bytes are
-        taken.
+        taken. What takes longer than _PATIENCE is killed, status 124: the command can stop it, or have put a
+        program of its own in its place.
         """
         in_read, in_write = os.pipe()
         out_read, out_write = os.pipe()
@@ -191,11 +196,25 @@ class LiveSandbox:
             run_joined(self.joined, inside, (in_read, out_write, os.open("/dev/null", os.O_WRONLY)))
         os.close(in_read)
         os.close(out_write)
+        until = time.monotonic() + _PATIENCE
         try:
-            (output,) = pump(in_write, data, [out_read])
-        finally:
-            _, status = os.waitpid(pid, 0)
-        return os.waitstatus_to_exitcode(status), output
+            (output,) = pump(in_write, data, [out_read], seconds=_PATIENCE)
+        except TimeoutError:
+            output = b""
+        return _end_of(pid, max(0.0, until - time.monotonic())), output
+
+
+def _end_of(pid: int, seconds: float) -> int:
+    """Exit status of a child; after `seconds` it is killed, and what it waits for dies with it."""
+    watched = select.poll()
+    fd = os.pidfd_open(pid)
+    watched.register(fd, select.POLLIN)
+    is_late = not watched.poll(seconds * 1000)
+    os.close(fd)
+    if is_late:
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    return _TIMED_OUT if is_late else os.waitstatus_to_exitcode(status)
 
 
 def run_joined(

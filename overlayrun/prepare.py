@@ -15,8 +15,7 @@ from overlayrun.model import BranchName, DirtyPolicy, HomePolicy, RunOptions
 from overlayrun.removal import clear_half_made, drop
 from overlayrun.sandbox.plan import OBJECTS
 from overlayrun.sandbox.profiles import NO_PROFILE, parse_profile, profile_of
-from overlayrun.sandbox.seeds import AGENT as SEEDED
-from overlayrun.sandbox.seeds import INSTALLED
+from overlayrun.sandbox.seeds import excluded
 from overlayrun.sandbox.switches import parse_without
 from overlayrun.store.location import resolve_commit
 from overlayrun.store.refs import (
@@ -345,7 +344,5 @@ def _fill(repository: Repository, layout: Layout, record: Record) -> None:
         refs[branch_ref(record.target)] = target
     if record.base:
         refs[branch_ref(record.branch)] = record.base
-    write_git_directory(repository, place.git_upper, OBJECTS, branch_ref(record.branch), refs)
-    if record.profile == SEEDED:
-        with open(f"{place.git_upper}/info/exclude", "a", encoding="ascii") as file:
-            file.write("".join(f"\n**/{name}" for name in INSTALLED) + "\n")
+    own = branch_ref(record.branch)
+    write_git_directory(repository, place.git_upper, OBJECTS, own, refs, excluded(record.profile))

@@ -14,6 +14,7 @@ from overlayrun.errors import UsageError
 from overlayrun.idle import idle_sandbox
 from overlayrun.model import CommitId, SnapshotReason
 from overlayrun.sandbox.plan import OBJECTS
+from overlayrun.sandbox.seeds import excluded
 from overlayrun.snapshot import Snapshot
 from overlayrun.store.commits import parse_trailers
 from overlayrun.store.location import Repository
@@ -124,4 +125,5 @@ def _write_git(
     target = repo.ref(f"refs/heads/{record.target}") if record.target else None
     if target:
         refs[f"refs/heads/{record.target}"] = target
-    write_git_directory(repository, place, OBJECTS, branch_ref(record.branch), refs)
+    own = branch_ref(record.branch)
+    write_git_directory(repository, place, OBJECTS, own, refs, excluded(record.profile))

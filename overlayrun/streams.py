@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import select
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Final
 
 _CHUNK: Final = 1 << 16
@@ -20,12 +21,14 @@ def pump(
     sources: Sequence[int],
     *,
     seen: Mapping[int, Callable[[bytes], object]] | None = None,
+    seconds: float | None = None,
 ) -> list[bytes]:
     """Write `data` to `sink`, read all `sources` to their ends, and give what each said; closes them all.
 
     seen: by source, called with each piece as it comes. A source that says more than LONGEST is cut off
-    there.
+    there. seconds: for all of it. Raises TimeoutError.
     """
+    until = None if seconds is None else time.monotonic() + seconds
     parts: dict[int, list[bytes]] = {fd: [] for fd in sources}
     sizes = dict.fromkeys(sources, 0)
     poll = select.poll()
@@ -36,7 +39,7 @@ def pump(
     rest = memoryview(data)
     waiting = {sink, *sources}
     while waiting:
-        for fd, _ in poll.poll():
+        for fd, _ in poll.poll(_left(until, waiting)):
             if fd == sink:
                 rest = _feed(sink, rest)
                 done = not rest
@@ -51,6 +54,18 @@ def pump(
                 os.close(fd)
                 waiting.discard(fd)
     return [b"".join(parts[fd]) for fd in sources]
+
+
+def _left(until: float | None, waiting: Iterable[int]) -> float | None:
+    """Milliseconds, as poll(2) takes them. Raises TimeoutError, and has closed what waits, when none are."""
+    if until is None:
+        return None
+    left = until - time.monotonic()
+    if left <= 0:
+        for fd in waiting:
+            os.close(fd)
+        raise TimeoutError
+    return left * 1000 + 1
 
 
 def _show(seen: Mapping[int, Callable[[bytes], object]] | None, fd: int, part: bytes) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -93,6 +95,12 @@ def branch_trailers(occasion: Occasion) -> dict[str, str]:
 def _of_agent(step: Account) -> dict[str, str]:
     found = {"Agent": step.agent, "Session": step.session, "Model": step.model}
     return {name: value for name, value in found.items() if value}
+
+
+def command_text(argv: Sequence[str]) -> str:
+    """A command as a shell would read it; of its program's absolute path the name alone."""
+    program, *words = argv or [""]
+    return shlex.join([os.path.basename(program) if os.path.isabs(program) else program, *words])
 
 
 def digest(prompt: str) -> str:

@@ -23,6 +23,10 @@ class BenchError(Exception):
     """A row can't be measured; the text says why."""
 
 
+class AbsentError(BenchError):
+    """A row needs a program that is not here: it is left out, which is no failure."""
+
+
 @dataclass(frozen=True, slots=True)
 class Spent:
     """What a process cost. wall and cpu: milliseconds. output: its stdout. ended: CLOCK_MONOTONIC in ns."""

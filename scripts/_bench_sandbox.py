@@ -26,7 +26,7 @@ def layers(world: World, size: int) -> Iterator[Race]:
     """Warm start with every layer beside the same without all that can be switched off."""
     place = world.repository(size)
     program = "from overlayrun.sandbox.switches import LAYERS; print(*LAYERS)"
-    names = world.run([f"{world.root}/venv/bin/python", "-c", program], place).output.decode().split()
+    names = world.run([f"{world.home}/venv/bin/python", "-c", program], place).output.decode().split()
     ours, peer = "all layers", "without those that can go"
     lanes = [
         timed(world, ours, world.ours(*WARM), place),

@@ -9,7 +9,7 @@ import sys
 from typing import Final
 
 from _bench_inside import path_of, text_of
-from _bench_measure import BenchError, Runner, note
+from _bench_measure import AbsentError, BenchError, Runner, note
 
 HERE: Final = os.path.dirname(os.path.realpath(__file__))
 _VERSION: Final = "1"  # of the sample repositories
@@ -34,13 +34,13 @@ class World:
         self.home = f"{self.root}/home"
         self.scrap = f"{self.home}/scrap"
         self.python = os.path.realpath(sys.executable)
-        self.overlayrun = f"{self.root}/venv/bin/overlayrun"
+        self.overlayrun = f"{self.home}/venv/bin/overlayrun"
         self.run = Runner(self.root, _environment(self.home))
         self.remove(self.scrap)
         os.makedirs(self.scrap)
         self._seen: set[str] = set()
-        _install(self.root)
         # What runs inside lies in HOME: of other homes, as /home/NAME is here, a sandbox shows nothing.
+        _install(self.home)
         shutil.copy(f"{HERE}/_bench_floor.py", f"{self.root}/_bench_floor.py")
         shutil.copy(f"{HERE}/_bench_inside.py", f"{self.home}/_bench_inside.py")
 
@@ -159,6 +159,22 @@ class World:
         """Remove a branch and its workspace."""
         self.run(self.ours("rm", "--force", branch), place)
 
+    def opencode(self) -> str:
+        """OpenCode, as `scripts/test` finds or installs it; linked into HOME, where a sandbox shows it."""
+        data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+        installed = f"{os.environ.get('OVERLAYRUN_ENVIRONMENT') or f'{data}/overlayrun'}/npm/opencode"
+        named = os.environ.get("OVERLAYRUN_TEST_OPENCODE") or shutil.which("opencode") or installed
+        if not os.access(named, os.X_OK):
+            raise AbsentError("no OpenCode: set OVERLAYRUN_TEST_OPENCODE; scripts/test installs it")
+        program = f"{self.home}/bin/opencode"
+        self.remove(program)
+        os.makedirs(os.path.dirname(program), exist_ok=True)
+        try:
+            os.link(os.path.realpath(named), program)
+        except OSError:  # another file system, or protected_hardlinks: a file that belongs to another user
+            shutil.copy(named, program)
+        return program
+
     def can_reflink(self) -> bool:
         """Whether the scratch directory's file system shares blocks between files."""
         _write(f"{self.scrap}/blocks", "x" * 8192)
@@ -179,10 +195,10 @@ def _environment(home: str) -> dict[str, str]:
     return variables
 
 
-def _install(root: str) -> None:
-    """Install the checkout into `root`/venv if that is out of date; editable would slow each start."""
+def _install(place: str) -> None:
+    """Install the checkout into `place`/venv if that is out of date; editable would slow each start."""
     script = 'set -eu; . "$1/_environment"; prepare_venv ""'
-    environment = {**os.environ, "OVERLAYRUN_ENVIRONMENT": root}
+    environment = {**os.environ, "OVERLAYRUN_ENVIRONMENT": place}
     if subprocess.run(["bash", "-c", script, "bash", HERE], env=environment, check=False).returncode:
         raise BenchError("overlayrun could not be installed")
 

@@ -175,6 +175,7 @@ LATE_IMPORTS: Final = {
     "prepare": "needs freezing, dirty and carried files (2 to 5 ms each) only where there are any",
     "recover": "needs pygit2 (65 ms to import) only after a kill or a power cut",
     "run": "needs pygit2 (65 ms to import) only when something changed, the probes only when nothing starts",
+    "sandbox.profiles": "needs json (4 ms to import) only where the user gives OpenCode settings by a variable",
     "sandbox.limits": "needs control groups (3 ms to import) only where a limit or --freeze is asked for",
     "cli.doctor": "needs the inspection only for --sandbox",
     "supervisor": "needs sockets (3 ms) and pygit2 (65 ms) only for a command that goes on for a while",

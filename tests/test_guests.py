@@ -98,6 +98,8 @@ def test_two_branches_are_opened_and_each_gets_its_own_work(repo: UserRepo) -> N
     assert repo.show("topic/two", "late") == "late"
     assert "by the agent" in repo.git("log", "--format=%s", "topic/two").splitlines()
     assert {record["last_run"]["status"] for record in repo.records().values()} == {0}
+    counted = (repo.workspace() / "guests").read_text().split()  # each once: the limit of the disk goes by it
+    assert sorted(counted) == sorted([one["id"], two["id"]])
     assert (repo.git("rev-parse", "main"), repo.picture()) == (main, before)
     # What is idle again can be run in as any branch.
     assert repo.inside("cat src/app.py late", branch="topic/two") == "twolate"
@@ -106,7 +108,7 @@ def test_two_branches_are_opened_and_each_gets_its_own_work(repo: UserRepo) -> N
 _HOSTILE: Final = """
 names = ["../x", "-f", "--exec=x", "a/../b", "x.lock", "refs/heads/x", "x" * 300, "", 7, ["x"], "HEAD", "a b"]
 tell(bad=[ask("open", branch=name) for name in names])
-tell(taken=[ask("open", branch=name) for name in ("main", "mine", "b", "later")])
+tell(taken=[ask("open", branch=name) for name in ("main", "mine", "b", "later", "other", "dev", "origin/new")])
 tell(trees=os.path.exists("/run/overlayrun/trees"))
 def mounts():
     with open("/proc/self/mountinfo") as file:
@@ -140,6 +142,7 @@ tell(objects=os.access("/run/overlayrun/objects", os.W_OK), closed=ask("close", 
 
 def test_what_the_command_asks_for_is_judged(repo: UserRepo) -> None:
     repo.git("branch", "mine")
+    repo.git("update-ref", "refs/remotes/origin/dev", "HEAD")
     repo.overlayrun("-b", "other", "--into", "main", "--", "true")
     record = repo.records()["other"]["path"]
     record.write_text(record.read_text().replace('"target": "main"', '"target": "later"'))
@@ -149,6 +152,7 @@ def test_what_the_command_asks_for_is_judged(repo: UserRepo) -> None:
 
     assert all("error" in answer for answer in told["bad"] + told["taken"]), told
     assert "running already" in told["taken"][2]["error"]
+    assert "is the user's" in told["taken"][4]["error"]
     assert not told["trees"]
     assert all("error" in answer for answer in told["moved"] + told["link"] + told["other"]), told
     assert told["unmoved"]
@@ -168,6 +172,38 @@ def test_a_throwaway_run_opens_none(repo: UserRepo) -> None:
     done = repo.overlayrun("--rm", "--", "python3", "-c", script)
     assert "throwaway" in _told(done.out)["answer"]["error"]
     assert repo.records() == {}
+
+
+_OF_A_FORK: Final = """
+write("n", "1")
+tell(fork=ask("fork", branch="twin"), guest=ask("open", branch="twin"))
+os.chdir("/run/overlayrun/trees/twin")
+def say(*words):
+    return json.loads(subprocess.run(["overlayrun", *words, "--json"], capture_output=True, check=True).stdout)
+tell(n=open("n").read(), exclude=open(".git/info/exclude").read(), change=git(".", "status", "--short"))
+write("m", "2")
+tell(status=say("status"), snapshot=say("snapshot"), forks=[say("fork"), say("fork", "b")])
+"""
+
+
+def test_a_fork_is_opened_with_its_work_and_is_what_is_meant_there(repo: UserRepo) -> None:
+    _, told = _run(repo, _OF_A_FORK, "--profile", "opencode", "--agent-state", "private")
+
+    assert (told["guest"]["resumed"], told["n"], told["change"]) == (True, "1", "?? n\n"), told
+    assert "**/.opencode/node_modules" in told["exclude"].splitlines()
+    assert (told["status"]["branch"], told["snapshot"]["branch"]) == ("twin", "twin")
+    # Who names the run's own branch means that one.
+    assert [each["source"] for each in told["forks"]] == ["twin", "b"]
+    assert ("m" in repo.files(told["forks"][0]["branch"]), "m" in repo.files(told["forks"][1]["branch"])) == (
+        True,
+        False,
+    )
+    assert set(repo.files("twin")) - set(repo.files("main")) == {"n", "m"}
+    records = repo.records()
+    assert {(each["profile"], each["agent_state"]) for each in records.values()} == {("opencode", "private")}
+    assert repo.overlayrun("restore", "twin@{0}").code == 0
+    exclude = repo.workspace("twin") / "git" / "info" / "exclude"
+    assert "**/.opencode/node_modules" in exclude.read_text().splitlines()
 
 
 _WAITING: Final = """

@@ -55,6 +55,7 @@ for command in ("status", "fork"):
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=True)
     told["imports"][command] = done.stderr
 names = ["twin", "main", "unborn", "taken", "meant", "../x", "-x", "a..b", "", "x" * 300, "refs/heads/x", "b/c"]
+names += ["v1", "origin", "origin/new", "dev", "deadbeef"]
 told["refused"] = {name: say("fork", f"--branch={name}") for name in names}
 told["help text"] = say("fork", "--help")
 told["surplus"] = say("status", "surplus")
@@ -87,6 +88,8 @@ def story(tmp_path_factory: pytest.TempPathFactory, _repo_to_copy: Path) -> Stor
         repo.git("branch", name)
     repo.inside("true", "--into", "meant", branch="other")
     repo.git("branch", "-D", "meant")
+    repo.git("tag", "v1")
+    repo.git("update-ref", "refs/remotes/origin/dev", "HEAD")
     # HEAD of a second working tree names a branch that has no commit yet.
     repo.git("worktree", "add", "--quiet", "--detach", str(place / "tree"))
     repo.git("-C", str(place / "tree"), "checkout", "--quiet", "--orphan", "unborn")
@@ -105,6 +108,19 @@ def test_the_note_says_where_the_command_is(story: Story) -> None:
     assert "It is meant for `main`, its target." in note
     assert str(story.repo.root) in note
     assert len(note.splitlines()) < 40
+    assert all(f'{{"op": "{name}"' in note for name in ("snapshot", "status", "fork", "open", "close"))
+
+
+def test_a_program_is_named_without_its_directory(story: Story) -> None:
+    """Where people read; programs get all of it."""
+    repo = story.repo
+    assert repo.git("log", "-1", "--format=%s", "b").startswith("overlayrun: python3 -c ")
+    assert "/usr/bin/python3" not in repo.git("log", "--format=%B", "b")
+    row = next(line for line in repo.overlayrun("ls").out.splitlines() if line.startswith("b "))
+    assert " python3 -c " in row
+    assert "/usr/bin/python3 -c" not in row
+    told = json.loads(repo.overlayrun("show", "b", "--json").out)["workspace"]
+    assert told["last_run"]["command"][0] == "/usr/bin/python3"
 
 
 def test_each_command_that_the_note_names_is_there(story: Story) -> None:
@@ -180,10 +196,11 @@ def test_a_fork_from_inside_is_a_branch_that_the_user_can_run(story: Story) -> N
 def test_names_that_a_fork_can_not_have(story: Story) -> None:
     refused = story.told["refused"]
     assert {name: said["code"] for name, said in refused.items()} == dict.fromkeys(refused, 3)
-    for name in ("twin", "main", "unborn", "taken", "meant"):
+    for name in ("twin", "main", "unborn", "taken", "meant", "v1", "origin/new", "dev", "deadbeef"):
         assert f"branch {name} " in refused[name]["err"], name
-    for odd in story.told["raw"][:2] + story.told["raw"][3:]:
-        assert "not a usable branch name" in json.loads(odd)["error"]
+    for odd in story.told["raw"][:3]:
+        assert "no text" in json.loads(odd)["error"]
+    assert "not a usable branch name" in json.loads(story.told["raw"][3])["error"]
 
 
 def test_forks_leave_the_users_refs_alone(story: Story) -> None:
@@ -193,10 +210,9 @@ def test_forks_leave_the_users_refs_alone(story: Story) -> None:
     assert {name for name in made if not name.startswith("refs/heads/overlay/b-")} == {
         "refs/heads/b",
         "refs/heads/twin",
-        "refs/heads/True",
     }
     # Those that gave no name: one, one for what it loads, three more.
-    assert len(made) == 3 + 5
+    assert len(made) == 2 + 5
 
 
 def test_what_an_agent_calls_at_every_step_loads_nothing_heavy(story: Story) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from conftest import PATIENCE
 
 if TYPE_CHECKING:
     from conftest import UserRepo
@@ -84,3 +89,45 @@ s.sendall(b'{"op":"join"}\\n'); data, fds, *_ = socket.recv_fds(s, 9999, 9); pri
     done = repo.overlayrun("-b", "b", "--", "sh", "-c", 'sleep 0.4; python3 -c "$0"', ask)
     assert "error" in done.out
     assert done.out.rstrip().endswith("[]")
+
+
+# Stops every git that comes into the sandbox, from a second process, and asks for a snapshot.
+_STOPPING: Final = """
+import os, signal, socket, subprocess, time
+place = os.environ["OVERLAYRUN_SOCKET"]
+while not os.path.exists(place):
+    time.sleep(0.02)
+open("own", "w").close()
+subprocess.run("git add own && git commit --quiet --message=own && echo 2 >own", shell=True, check=True)
+if os.fork() == 0:
+    while True:
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{name}/comm") as file:
+                    if file.read() == "git\\n":
+                        os.kill(int(name), signal.SIGSTOP)
+            except OSError:
+                pass
+with socket.socket(socket.AF_UNIX) as client:
+    client.connect(place)
+    client.sendall(b'{"op": "snapshot"}\\n')
+    print(client.makefile().readline())
+"""
+_IMPATIENT: Final = (
+    "import sys; from overlayrun import launch, live; live._PATIENCE = 1.0; sys.exit(launch.main())"
+)
+
+
+def test_a_git_that_the_command_stops_holds_nobody(repo: UserRepo) -> None:
+    words = [*repo.command("-b", "b", "--", "python3", "-c", _STOPPING)]
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPATIENT, *words[1:]],
+        cwd=repo.root,
+        env=repo.env,
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout)["number"] == 1
+    assert repo.show("b", "own") == "2\n"

@@ -73,6 +73,10 @@ class SnapshotLine(BaseModel):
     time: float
     reason: str
     subject: str
+    agent: str | None = Field(default=None, description="Whose step it was.")
+    model: str | None = Field(default=None, description="Model of that agent.")
+    tool: str | None = Field(default=None, description="What did the step; null at the end of a turn.")
+    prompt: str | None = Field(default=None, description="What the user had asked for then.")
 
 
 class Ran(Result):

@@ -13,7 +13,7 @@ from overlayrun.store.git import git
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Final
 
     from overlayrun.store.location import Repository
@@ -50,12 +50,18 @@ _MADE: Final = frozenset(
 
 
 def write_git_directory(
-    repository: Repository, place: str, objects: str, head: str, refs: Mapping[str, str]
+    repository: Repository,
+    place: str,
+    objects: str,
+    head: str,
+    refs: Mapping[str, str],
+    excluded: Iterable[str],
 ) -> None:
     """Fill the upper layer of a workspace's `.git`.
 
     objects: path of the history's objects as the command sees it. head: ref name that HEAD stands for.
-    refs: full ref names and commits; the repository's tags come on top.
+    refs: full ref names and commits; the repository's tags come on top. excluded: patterns for info/exclude,
+    after the user's own.
     """
     os.makedirs(f"{place}/info")
     os.makedirs(f"{place}/objects/info")
@@ -77,6 +83,8 @@ def write_git_directory(
             )
         except FileNotFoundError:
             continue
+    with open(f"{place}/info/exclude", "a", encoding="ascii") as file:
+        file.writelines(f"\n{pattern}" for pattern in excluded)
 
 
 def is_touched(upper: str, git_upper: str) -> bool:

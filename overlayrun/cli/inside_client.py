@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 
 from overlayrun.cli.here import inside_of
 from overlayrun.cli.telling import show_error
@@ -46,6 +47,9 @@ def inside_lean(words: Sequence[str]) -> int | None:
 def _parse(words: Sequence[str]) -> tuple[dict[str, Any], bool] | None:
     """The request, and whether JSON is wanted."""
     request: dict[str, Any] = {"op": words[0]}
+    # The directory, because it may lie in the tree of a further branch that the run has opened.
+    with suppress(FileNotFoundError):  # it was removed
+        request["path"] = os.getcwd()
     as_json = False
     rest = list(words[1:])
     while rest:
@@ -58,7 +62,7 @@ def _parse(words: Sequence[str]) -> tuple[dict[str, Any], bool] | None:
         elif request["op"] == "fork" and flag == "--branch" and equals:
             request["branch"] = value
         elif request["op"] == "fork" and word == inside_of():
-            continue
+            request.pop("path", None)  # the run's own branch was named
         else:
             return None
     return request, as_json

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from overlayrun.overview import Overview, State, overviews
 from overlayrun.reconcile.forecast import Known, refresh_in_background
 from overlayrun.report import printable
 from overlayrun.store.repo import Repo
+from overlayrun.wording import command_text
 from overlayrun.workspace.catalogue import broken, records, repositories
 from overlayrun.workspace.layout import Layout
 
@@ -117,5 +117,5 @@ def _row(item: Overview, conflicts: str) -> list[str]:
         str(item.snapshots),
         size_text(item.size),
         ago(used),
-        item.record.prompt or (shlex.join(run.command) if run else ""),
+        item.record.prompt or (command_text(run.command) if run else ""),
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -27,6 +26,7 @@ from overlayrun.snapshot import LeftOut
 from overlayrun.store.refs import branch_ref, snapshots_ref
 from overlayrun.store.repo import SnapshotInfo
 from overlayrun.story import story
+from overlayrun.wording import command_text
 from overlayrun.workspace.catalogue import find
 from overlayrun.workspace.lock import lock
 from overlayrun.workspace.record import Record, Run
@@ -130,7 +130,7 @@ def _subject(opened: Opened, commit: CommitId) -> str:
 
 
 def _run_text(run: Run) -> str:
-    words = shlex.join(run.command)
+    words = command_text(run.command)
     if run.ended is None:
         return f"{words} (since {moment_text(run.started)})"
     return f"{words} (status {run.status}, {span_text(run.ended - run.started)}, {moment_text(run.ended)})"

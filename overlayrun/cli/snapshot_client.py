@@ -110,7 +110,7 @@ def _ask_from_inside(wanted: Wanted, inside: str) -> dict[str, Any]:
     # The directory, because it may lie in the tree of a further branch that the run has opened.
     request = _request(wanted.message)
     with suppress(FileNotFoundError):  # it was removed
-        request["path"] = os.getcwd()
+        request |= {} if wanted.branch else {"path": os.getcwd()}
     return _checked(ask(os.path.dirname(path), os.path.basename(path), request)[0])
 
 

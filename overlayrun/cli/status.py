@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from overlayrun.report import printable
 from overlayrun.revision import newest, start
 from overlayrun.store.git import git
 from overlayrun.store.repo import DiffStat, SnapshotInfo
+from overlayrun.wording import command_text
 from overlayrun.workspace.catalogue import records
 from overlayrun.workspace.record import Record
 
@@ -98,7 +98,7 @@ def _row(item: _Running) -> list[str]:
         ago(item.snapshot.time) if item.snapshot else "none",
         str(item.change.files),
         f"+{item.change.insertions} -{item.change.deletions}",
-        shlex.join(run.command) if run else "",
+        command_text(run.command) if run else "",
     ]
 
 

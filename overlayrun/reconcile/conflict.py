@@ -14,7 +14,8 @@ repository's root; a byte that is no UTF-8 is a lone surrogate (\udcXX).
     schema          1
     directory       name of the directory that holds this file
     target          {branch, commit}: our side
-    branch          {branch, commit, prompt}: their side; prompt: what its agent was asked for, or null
+    branch          {branch, commit, prompt}: their side; prompt: what its agent was asked for, the oldest
+                    prompt first, cut where it is long; or null
     base            commit that both sides are compared with
     conflicts       list of {path, kind, stages, ours_commits, theirs_commits}, sorted by path
       kind          git's word: contents, add/add, modify/delete, rename/rename, …
@@ -39,6 +40,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from overlayrun.account import Session, cut
 from overlayrun.model import EMPTY_TREE, BranchName, CommitId, TreeId
 from overlayrun.reconcile.paths import edited
 from overlayrun.store.commits import format_commit, format_message
@@ -57,6 +59,7 @@ LISTED_PATHS: Final = 100
 _LISTED_FILES: Final = 500
 _DIFF_BYTES: Final = 256 << 10
 _LOG_BYTES: Final = 64 << 10
+_PROMPT: Final = 20_000  # characters
 _STAGES: Final[Mapping[int, str]] = {1: "base", 2: "ours", 3: "theirs"}
 _HOW: Final = (
     "one path a line, below the repository's root, when you must change a file that is not in conflict, or "
@@ -184,7 +187,7 @@ class _Description:
             "branch": {
                 "branch": case.record.branch,
                 "commit": self._told.source,
-                "prompt": case.record.prompt,
+                "prompt": _prompt(case.record),
             },
             "base": self._told.base,
             "conflicts": [
@@ -246,6 +249,12 @@ class _Description:
 
     def _git(self, *words: str) -> bytes:
         return git(words, git_dir=self._repo.git_dir, env={"GIT_LITERAL_PATHSPECS": "1"})
+
+
+def _prompt(record: Record) -> str | None:
+    """What the run was started for, and what the user asked in the agent's session."""
+    asked = dict.fromkeys((record.prompt or "", *Session.from_json(record.session).prompts))
+    return cut("\n\n".join(filter(None, asked)), _PROMPT) or None
 
 
 def _blob(number: int, stage: int) -> str:

@@ -67,6 +67,8 @@ PROFILES: Final[Mapping[str, tuple[State, ...]]] = {
     ),
 }
 NO_PROFILE: Final = "none"
+_PLAIN: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._-~")
+_OPENCODE_SETTINGS: Final = "OPENCODE_CONFIG_CONTENT"
 _LOGINS: Final = frozenset({"auth.json", "mcp-auth.json", ".credentials.json"})
 
 
@@ -144,3 +146,28 @@ def _make_kept(path: str, kept: list[str]) -> None:
             fd = os.open(f"{path}/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
             os.write(fd, b"{}\n")
             os.close(fd)
+
+
+def plugin_variables(profile: str | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """What makes an agent tell us of each step; {} for one that has no such way.
+
+    OpenCode adds the plugins of this variable to the user's own. Where it holds what we can't read, it stays.
+    """
+    if profile != "opencode":
+        return {}
+    place = os.path.join(os.path.dirname(os.path.dirname(__file__)), "agents/opencode/server.js")
+    # urllib.parse would quote it, for 3 ms.
+    plugin = "file://" + "".join(
+        chr(byte) if chr(byte) in _PLAIN else f"%{byte:02X}" for byte in os.fsencode(place)
+    )
+    given = environment.get(_OPENCODE_SETTINGS)
+    if given is None:
+        return {_OPENCODE_SETTINGS: f'{{"plugin": ["{plugin}"]}}'}
+    import json  # 4 ms that only this variable costs
+
+    try:
+        settings = json.loads(given)
+        settings["plugin"] = [*settings.get("plugin", ()), plugin]
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    return {_OPENCODE_SETTINGS: json.dumps(settings)}

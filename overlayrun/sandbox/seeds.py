@@ -153,6 +153,11 @@ def _make_like(target: str, place: str, layers: Sequence[str]) -> str:
     return path
 
 
+def excluded(profile: str | None) -> list[str]:
+    """Patterns by which a workspace's own git leaves out what an installation makes."""
+    return [f"**/{name}" for name in INSTALLED] if profile == AGENT else []
+
+
 def unkept(profile: str | None, layers: Iterable[str]) -> list[str]:
     """Paths that no commit takes: what an installation made, where the tree does not hold it already.
 

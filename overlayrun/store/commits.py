@@ -9,9 +9,11 @@ from typing import Final
 
 TRAILER: Final = "Overlayrun-"
 _SUBJECT: Final = 100
-# C0 and C1 controls, line and paragraph separators, and what turns text around or hides it.
+# C0 and C1 controls, line and paragraph separators, and what turns text around, hides it or is hidden text
+# itself (tags: a reader who is a model sees what a person does not).
 _CONTROLS: Final = re.compile(
-    "[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff]"
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u2028\u2029\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 
 

@@ -16,6 +16,8 @@ QUEUE: Final = f"{OWN}queue/"
 # ext4 takes 255 bytes a name; git appends ".lock", and long names break listings.
 _LONGEST: Final = 200
 _LETTERS: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
+_HEX: Final = frozenset("0123456789abcdef")
+_ABBREVIATED: Final = 7  # digits of an id, as git shows it
 _RESERVED: Final = frozenset({"HEAD", "FETCH_HEAD", "ORIG_HEAD", "MERGE_HEAD", "CHERRY_PICK_HEAD", "refs"})
 
 
@@ -119,6 +121,20 @@ def _fault(text: str) -> str | None:
         if not part or part[0] in ".-" or part.endswith((".lock", ".")):
             return f"git does not allow the part {part!r}"
     return None
+
+
+def shadowed_by(git_dir: str, name: BranchName) -> str | None:
+    """What of the user's a new branch of this name would pass for; None if nothing.
+
+    git takes a branch for a remote's branch, or a commit, of the same name (gitrevisions(7)): who types
+    `git merge origin/main` would get it. `git switch` takes it for the remote's `name`.
+    """
+    if len(name) >= _ABBREVIATED and set(name.lower()) <= _HEX:
+        return "a commit's id"
+    remote = name.partition("/")[0]
+    patterns = (f"refs/tags/{name}", f"refs/remotes/{remote}", f"refs/remotes/*/{name}")
+    words = ["for-each-ref", "--count=1", "--format=%(refname)", *patterns]
+    return git(words, git_dir=git_dir).decode("utf-8", "replace").strip() or None
 
 
 def update_refs(git_dir: str, updates: Sequence[RefUpdate], *, why: str = "update") -> None:

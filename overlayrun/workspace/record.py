@@ -62,13 +62,15 @@ class Record:
     `git/` belongs to `tree`. carried: ignored paths that came along, below the repository's root.
     carried_layers: their layer directories, as in stack. target: None for a detached HEAD. root_uid: in runs
     by root the command may be the host's root. agent_state: whose `profile`'s is; "none" where a strict run
-    named no profile. session: what the agent told of itself, as `account.Session` writes it.
+    named no profile. by_command: a command inside a run made it, by `open` or `fork`, and such a one may open
+    it again. session: what the agent told of itself, as `account.Session` writes it.
     """
 
     __slots__ = (
         "agent_state",
         "base",
         "branch",
+        "by_command",
         "carried",
         "carried_layers",
         "common_dir",
@@ -106,6 +108,7 @@ class Record:
         self.created = 0.0
         self.home = "cow"
         self.agent_state = "shared"
+        self.by_command = False
         self.inode = 0
         self.profile: str | None = None
         self.prompt: str | None = None

@@ -23,6 +23,19 @@ if TYPE_CHECKING:
 
 _LOOKING: Final = {"list", "status", "log", "diff"}
 _CHANGING: Final = {"merge", "discard"}
+# A step, as an agent tells of it.
+_TELLING: Final = """
+import json, os, socket, time
+place = os.environ["OVERLAYRUN_SOCKET"]
+while not os.path.exists(place):
+    time.sleep(0.02)
+open("step", "w").close()
+account = {"agent": "a", "session": "s", "model": "m/1", "tool": "edit", "prompt": "Do it"}
+with socket.socket(socket.AF_UNIX) as client:
+    client.connect(place)
+    client.sendall(json.dumps({"op": "snapshot", "account": account}).encode() + b"\\n")
+    client.recv(1)
+"""
 _ALL: Final = _LOOKING | _CHANGING | {"create", "fork", "run", "snapshot"}
 
 
@@ -109,6 +122,10 @@ def test_a_branch_goes_from_create_to_merge_and_discard(repo: UserRepo, talk: Ta
     forked = talk.call("fork", branch="fix", name="second")
     assert (forked["branch"], forked["source"], forked["left_out"]) == ("second", "fix", [])
     assert talk.call("run", branch="second", command=["cat", "NEWS"])["output"] == "more\n"
+    talk.call("run", branch="second", command=["python3", "-c", _TELLING])
+    newest = talk.call("log", branch="second")["snapshots"][0]
+    told = {name: newest[name] for name in ("agent", "model", "tool", "prompt")}
+    assert told == {"agent": "a", "model": "m/1", "tool": "edit", "prompt": "Do it"}
     talk.call("discard", branch="second", force=True)
 
     assert "nowhere else" in talk.refusal("discard", branch="fix")

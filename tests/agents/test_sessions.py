@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -40,14 +41,22 @@ class Hub:
         self.url = url
         self._project = project
 
-    def ask(self, method: str, path: str, data: Any = None) -> Any:
+    def ask(self, method: str, path: str, data: Any = None, patience: float = _START) -> Any:
         """One request of its API; JSON both ways."""
         body = None if data is None else json.dumps(data).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.url}{path}", body, headers, method=method)
-        with urllib.request.urlopen(request, timeout=_START) as answer:
+        with urllib.request.urlopen(request, timeout=patience) as answer:
             text = answer.read()
         return json.loads(text) if text else None
+
+    def is_up(self) -> bool:
+        """Whether it answers."""
+        try:
+            self.ask("GET", "/global/health", patience=1)  # one on a port that is just opening may hang
+        except OSError:
+            return False
+        return True
 
     def begin(self, script: str) -> str:
         """Make a session and prompt at once, as a client that knows nothing of workspaces; the session."""
@@ -61,6 +70,13 @@ class Hub:
             "POST", f"/session/{session}/message", {"parts": [{"type": "text", "text": script}]}
         )
         assert answer["info"]["role"] == "assistant", answer
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @contextmanager
@@ -114,13 +130,12 @@ def through_the_api(project: Project, model: ScriptedModel, tmp_path: Path) -> N
     here = project.repo
     with _hub(project, tmp_path / "hub.log") as hub:
         # The very first request makes a session, and its prompt follows at once. Its path is one of the repository's.
-        script = f"@write {here}/src/app.py answer = 'first'\\n\n@bash pwd\n@say Said."
-        text = project.output(["opencode", "run", "--attach", hub.url, script])
-        assert "Said." in text
-        assert str(here) in text
+        script = f"@write {here}/src/app.py answer = 'first'\\n\n@bash pwd >where\n@say Said."
+        assert "Said." in project.output(["opencode", "run", "--attach", hub.url, script])
         assert _untouched(project)
         (first,) = _rows(project)
         assert project.git("show", f"{first['branch']}:src/app.py") == "answer = 'first'\n"
+        assert project.git("show", f"{first['branch']}:where") == f"{here}\n"
         assert first["session_title"]
 
         # Several at once.
@@ -153,6 +168,7 @@ def through_the_api(project: Project, model: ScriptedModel, tmp_path: Path) -> N
         hub.process.kill()
         wait_until(lambda: not _servers(project), _START)
     with _hub(project, tmp_path / "again.log") as hub:
+        hub.ask("GET", f"/session/{session}")  # as every client does: plugins are loaded by the first request
         hub.prompt(session, "@bash cat src/app.py after-kill.txt > both.txt")
     wait_until(lambda: not _servers(project), _START)
     assert project.git("show", f"{first['branch']}:both.txt") == "answer = 'first'\nhere"
@@ -197,6 +213,20 @@ def on_a_terminal(project: Project, model: ScriptedModel, tmp_path: Path) -> Non
         screen.press("Enter")
         wait_until((project.repo / "same.txt").exists)
         assert project.git("show", "main:same.txt") == "right"
+
+        # The other one conflicts now: a merging session reads what both sides say.
+        screen.press("C-x", "l")
+        screen.see("Sessions")
+        screen.press("Down")
+        screen.press("Enter")
+        screen.see(left.removeprefix("overlay/"))
+        screen.enter("/overlay", seen="Branch: changes")
+        screen.see("Merge into its target")
+        screen.press("Enter")
+        screen.see(f"{left} conflicts with main")
+        screen.press("Enter")
+        wait_until(lambda: any("conflict" in prompt for prompt in model.prompts()))
+        screen.see("still conflicts")
         screen.press("C-c")
     wait_until(lambda: not _servers(project), _START)
     assert project.git("status", "--porcelain") == ""
@@ -204,15 +234,43 @@ def on_a_terminal(project: Project, model: ScriptedModel, tmp_path: Path) -> Non
     assert "write: same.txt" in story
 
 
-STORIES: Final[list[Callable[[Project, ScriptedModel, Path], None]]] = [through_the_api, on_a_terminal]
+def beside_each_other(project: Project, model: ScriptedModel, tmp_path: Path) -> None:
+    """The local type: one OpenCode in one run, whose sessions may have branches of their own beside its."""
+    port = _free_port()
+    serve = ["opencode", "serve", "--port", str(port)]
+    options = ["--env", "OPENCODE_EXPERIMENTAL_WORKSPACES"]
+    with project.started("-b", "one", *options, "--", *serve) as run:
+        hub = Hub(project, run.process, f"http://127.0.0.1:{port}")
+        wait_until(hub.is_up, _START)
+        made = [
+            hub.ask("POST", "/experimental/workspace", {"type": "overlayrun-local", "branch": None})
+            for _ in "ab"
+        ]
+        assert len({each["directory"] for each in made}) == 2
+        sessions = [hub.ask("POST", f"/session?workspace={each['id']}", {})["id"] for each in made]
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(hub.prompt, sessions, ["@write same.txt left", "@write same.txt right"]))
+        hub.begin("@write own.txt own")
+        left, right = (each["branch"] for each in made)
+        assert [project.git("show", f"{branch}:same.txt") for branch in (left, right)] == ["left", "right"]
+        assert _names(project, "one") == ["README", "own.txt", "src/app.py"]
+        titles = {row["branch"]: row["session_title"] for row in _rows(project)}
+        assert titles.keys() == {"one", left, right}
+        assert all(titles.values())
+        # What is deleted there is closed, and keeps its branch.
+        hub.ask("DELETE", f"/experimental/workspace/{made[0]['id']}")
+        assert {row["branch"]: row["state"] for row in _rows(project)}[left] == "idle"
+    assert project.git("show", f"{left}:same.txt") == "left"
+    assert _untouched(project)
 
 
-# Each starts OpenCode many times, seconds each: root tells one half of them, the ordinary user the other.
-@pytest.mark.parametrize("story", STORIES[SHARE::2])
+Story = Callable[[Project, ScriptedModel, Path], None]
+# Each starts OpenCode several times, seconds each: root tells one part of them, the ordinary user the other.
+_STORIES: Final[tuple[list[Story], list[Story]]] = ([through_the_api], [on_a_terminal, beside_each_other])
+
+
+@pytest.mark.parametrize("story", _STORIES[SHARE])
 def test_every_session_has_a_branch(
-    integrated: Project,
-    model: ScriptedModel,
-    tmp_path: Path,
-    story: Callable[[Project, ScriptedModel, Path], None],
+    integrated: Project, model: ScriptedModel, tmp_path: Path, story: Story
 ) -> None:
     story(integrated, model, tmp_path)

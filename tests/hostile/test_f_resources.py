@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import time
 from pathlib import Path
@@ -164,7 +165,10 @@ def test_case_099_two_files_of_one_line_each(world: World) -> None:
 
 
 def test_requests_without_end_do_not_grow_the_supervisor(world: World) -> None:
-    """The inner control socket: endless lines, silent clients, sent descriptors, deep JSON, a forged message."""
+    """The inner control socket: endless lines, slow clients, sent descriptors, deep JSON, forged words."""
+    if "other" not in world.repo.records():
+        world.other_branch()
+    refs = world.repo.refs()
     with (
         world.watched("flooded") as watch,
         world.repo.started(
@@ -185,7 +189,25 @@ def test_requests_without_end_do_not_grow_the_supervisor(world: World) -> None:
     assert "\x9b" not in body
     trailers = world.repo.git("log", "-1", "--format=%(trailers:key=Overlayrun-Number,valueonly)", "flooded")
     assert "77" not in trailers, "a message forged a trailer"
-    assert "Signed-off-by" not in world.repo.git("log", "-1", "--format=%(trailers)", "flooded")
+    assert not world.repo.git("log", "-1", "--format=%(trailers:key=Signed-off-by)", "flooded").strip()
+    told = json.loads(next(line for line in text.splitlines() if line.startswith("{")))
+    assert all('"error"' in answer for answer in told["names"]), told["names"]
+    assert "Traceback" not in text
+    assert told["dripping"], "a line that never ends held the supervisor"
+    assert json.loads(told["many"])["notes"][-1].startswith("left out: "), "the answer did not fit"
+    _assert_printable(world, "flooded")
+    ours = ("refs/heads/flooded", "refs/overlayrun/")
+    now = {name: commit for name, commit in world.repo.refs().items() if not name.startswith(ours)}
+    assert now == {name: commit for name, commit in refs.items() if not name.startswith(ours)}
+
+
+def _assert_printable(world: World, branch: str) -> None:
+    """What an agent told of its session reaches no terminal raw, nor the commits."""
+    commands = [["ls"], ["log", branch], ["show", branch], ["show", f"{branch}@{{0}}"]]
+    shown = [done.out for done in world.ours(commands)]
+    assert "title evil" in shown[0]
+    for said in (*shown, world.repo.git("log", "--format=%B", branch)):
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\U000e0000-\U000e007f]", said)
 
 
 def test_a_client_that_says_nothing_does_not_stop_the_clock(world: World) -> None:

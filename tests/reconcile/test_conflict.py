@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from overlayrun.account import Session
 from overlayrun.model import CommitId
 from overlayrun.reconcile import conflict as described
 from overlayrun.reconcile.conflict import declared_in, instruction, write_conflict
@@ -74,6 +75,14 @@ def test_each_side_is_told_by_its_commits_messages(history: Clash) -> None:
     }
     assert data["target"] == {"branch": "main", "commit": history.tip}
     assert (data["schema"], data["directory"], data["base"]) == (1, ".overlayrun", history.base)
+
+
+def test_the_prompts_of_the_agents_session_are_told(history: Clash) -> None:
+    case = history.case(prompt="Please make it nine")
+    case.record.session = Session(prompts=("Please make it nine", "No, ten", "x" * 30_000)).to_json()
+    prompt = read(history, write_conflict(history.repo, case))["branch"]["prompt"]
+    assert prompt.startswith("Please make it nine\n\nNo, ten\n\nxxx")
+    assert len(prompt) == 20_000
 
 
 def test_the_documented_keys_are_those_that_are_there(history: Clash) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 import pytest
 
 from overlayrun.errors import UsageError
-from overlayrun.sandbox.profiles import PROFILES, parse_profile, profile_of, shared_state
+from overlayrun.sandbox.profiles import PROFILES, parse_profile, plugin_variables, profile_of, shared_state
 from overlayrun.sandbox.seeds import takes_seed
 
 if TYPE_CHECKING:
@@ -287,3 +289,30 @@ def test_what_can_not_be_looked_at_may_need_anything(tmp_path: Path) -> None:
     (tmp_path / "plugin").mkdir()
     (tmp_path / "plugin/p.js").symlink_to("/dev/zero")
     assert not takes_seed([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (None, {"plugin": ["OURS"]}),
+        ('{"model": "m"}', {"model": "m", "plugin": ["OURS"]}),
+        ('{"plugin": ["theirs"]}', {"plugin": ["theirs", "OURS"]}),
+        ("{// mine\n}", None),
+        ('["no", "settings"]', None),
+        ('{"plugin": 7}', None),
+    ],
+)
+def test_opencode_is_given_our_plugin_beside_the_users_own(
+    given: str | None, wanted: dict[str, Any] | None
+) -> None:
+    name = "OPENCODE_CONFIG_CONTENT"
+    made = plugin_variables("opencode", {} if given is None else {name: given})
+    assert plugin_variables("claude", {}) == {}
+    if wanted is None:
+        assert made == {}
+        return
+    settings = json.loads(made[name])
+    plugin = Path(unquote(settings["plugin"][-1].removeprefix("file://")))
+    assert plugin.is_file()
+    settings["plugin"][-1] = "OURS"
+    assert settings == wanted

@@ -140,7 +140,8 @@ class Hub:
             endpoint = await self._ready(workspace)
         except OverlayrunError as err:
             words = ": ".join(part for part in (err.brief, err.details, err.hint) if part)
-            await _answer(client, {"name": "UnknownError", "data": {"message": words}}, 503)
+            told = {"name": "UnknownError", "message": words, "data": {"message": words}}
+            await _answer(client, told, 503)
             return
         await _pass_on(client, request.passed_on(path, endpoint), endpoint)
 

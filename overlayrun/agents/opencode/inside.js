@@ -8,22 +8,52 @@ const LOOKING = new Set(
 const PATIENCE = 10_000 // ms; what fails costs the agent nothing
 const LONGEST = { prompt: 4_000, said: 8_000 } // characters that a run takes
 
-// Ask the run that watches over this workspace.
+const TREES = "/run/overlayrun/trees/" // where further branches of this run are shown
+
+// Ask the run that watches over this workspace; {} where it does not answer.
 function ask(request) {
   return new Promise((resolve) => {
+    let text = ""
     const socket = net.connect(process.env.OVERLAYRUN_SOCKET)
     socket.setTimeout(PATIENCE, () => socket.destroy())
     socket.on("connect", () => socket.write(JSON.stringify(request) + "\n"))
-    socket.on("data", () => undefined)
+    socket.on("data", (data) => (text += data))
     socket.on("error", () => undefined)
-    socket.on("close", resolve)
+    socket.on("close", () => resolve(text.endsWith("\n") ? JSON.parse(text) : {}))
   })
 }
 
-// One snapshot at a time; tools that end while one is taken share the next.
+// OpenCode's `local` type: further branches in the same sandbox and the same OpenCode, in a fraction of a second. Their
+// paths are others than the repository's, so that it is for who asks for it.
+const furtherBranches = {
+  name: "Further branch of this run",
+  description: "A copy-on-write branch beside this one, in the same sandbox",
+  async configure(info) {
+    const { branch, path: directory, error, hint } = await ask({ op: "open", ...(info.branch && { branch: info.branch }) })
+    if (!branch) throw new Error(`overlayrun: ${error ?? "the run does not answer"} ${hint ?? ""}`)
+    return { ...info, branch, directory, name: branch.replace(/^overlay\//, ""), extra: null }
+  },
+  create: async () => undefined,
+  // It stays as a branch; only its tree is not shown any more.
+  async remove({ directory }) {
+    await ask({ op: "close", path: directory })
+  },
+  // In a later run it is opened again: that gives the same path.
+  async target({ branch, directory }) {
+    await ask({ op: "open", branch })
+    return { type: "local", directory }
+  },
+}
+
+// One snapshot at a time; tools that end while one is taken share the next. place: of which tree.
 class Snapshots {
   #last = Promise.resolve()
   #waiting
+  #place
+
+  constructor(place) {
+    this.#place = place
+  }
 
   take(account) {
     if (this.#waiting) {
@@ -34,7 +64,7 @@ class Snapshots {
     const next = (this.#waiting = { account: { ...account } })
     this.#last = this.#last.then(() => {
       this.#waiting = undefined
-      return ask({ op: "snapshot", account: next.account })
+      return ask({ op: "snapshot", account: next.account, ...this.#place })
     })
     return this.#last
   }
@@ -44,8 +74,12 @@ class Snapshots {
   }
 }
 
-export async function inWorkspace() {
-  const snapshots = new Snapshots()
+export async function inWorkspace({ directory, experimental_workspace }) {
+  const isFurther = directory.startsWith(TREES)
+  const place = isFurther ? { path: directory } : {}
+  // An adapter is the project's, the last one wins: that of a further branch would stack on it.
+  if (!isFurther && !process.env.OPENCODE_WORKSPACE_ID) experimental_workspace.register("overlayrun-local", furtherBranches)
+  const snapshots = new Snapshots(place)
   const accounts = new Map()
   const parents = new Map() // sub-agents work for the session that the user sees
   const account = (id) => {
@@ -53,7 +87,7 @@ export async function inWorkspace() {
     if (!accounts.has(id)) accounts.set(id, { agent: "opencode", session: id })
     return accounts.get(id)
   }
-  const shown = (title) => (path.isAbsolute(title) ? path.relative(process.cwd(), title) : title)
+  const shown = (title) => (path.isAbsolute(title) ? path.relative(directory, title) : title)
 
   const heard = {
     "session.created": ({ info }) => heard["session.updated"]({ info }),
@@ -67,7 +101,7 @@ export async function inWorkspace() {
     "session.idle": async ({ sessionID }) => {
       if (!accounts.has(sessionID)) return
       await snapshots.take(account(sessionID))
-      await ask({ op: "session", account: account(sessionID) })
+      await ask({ op: "session", account: account(sessionID), ...place })
     },
   }
   return {
@@ -77,7 +111,7 @@ export async function inWorkspace() {
       if (parents.has(sessionID) || !words.length) return
       delete mine.said
       Object.assign(mine, { prompt: words.join("\n").slice(0, LONGEST.prompt) }, model && { model: `${model.providerID}/${model.modelID}` })
-      await ask({ op: "session", account: mine })
+      await ask({ op: "session", account: mine, ...place })
     },
     async "tool.execute.after"({ tool, sessionID }, { title }) {
       if (LOOKING.has(tool)) return

@@ -3,4 +3,19 @@
 import { inWorkspace } from "./inside.js"
 import { onHost } from "./host.js"
 
-export default { id: "overlayrun", server: (input) => (process.env.OVERLAYRUN_SOCKET ? inWorkspace() : onHost(input)) }
+// A run brings this file, and the user's own configuration may name it too: once a directory is enough.
+const loaded = (globalThis.__overlayrun ??= new Set())
+
+async function server(input) {
+  const { directory } = input
+  if (loaded.has(directory)) return {}
+  loaded.add(directory)
+  const hooks = await (process.env.OVERLAYRUN_SOCKET ? inWorkspace(input) : onHost(input))
+  const dispose = async () => {
+    loaded.delete(directory)
+    await hooks.dispose?.()
+  }
+  return { ...hooks, dispose }
+}
+
+export default { id: "overlayrun", server }

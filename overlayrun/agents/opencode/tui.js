@@ -140,24 +140,27 @@ async function discard(desk, branch, workspace) {
 }
 
 // The session's workspace comes first: whatever begins a session here (a prompt, /new, a shell command) asks this.
-function giveBranches({ client }) {
+function giveBranches({ client }, type) {
   const create = client.session.create.bind(client.session)
   client.session.create = async (wanted, ...rest) => {
     if (wanted?.workspace || wanted?.parentID) return create(wanted, ...rest)
-    const made = await client.experimental.workspace.create({ type: TYPE, branch: null })
+    const made = await client.experimental.workspace.create({ type, branch: null })
     return made.error ? made : create({ ...wanted, workspace: made.data.id }, ...rest)
   }
 }
 
 async function tui(api) {
-  if (process.env.OVERLAYRUN_SOCKET || process.env.OVERLAYRUN_SESSIONS === "off") return
+  const sessions = process.env.OVERLAYRUN_SESSIONS
+  const isInside = Boolean(process.env.OVERLAYRUN_SOCKET)
+  if (isInside ? sessions !== "own" : sessions === "off") return
   const isSet = (name) => /^(1|true)$/i.test(process.env[name] ?? "")
   if (!isSet("OPENCODE_EXPERIMENTAL_WORKSPACES") && !isSet("OPENCODE_EXPERIMENTAL")) {
     const message = "Sessions work in your own tree: open a new terminal, or export OPENCODE_EXPERIMENTAL_WORKSPACES=1"
     api.ui.toast({ title: NAME, message, variant: "warning", duration: 10_000 })
     return
   }
-  giveBranches(api)
+  giveBranches(api, isInside ? `${TYPE}-local` : TYPE)
+  if (isInside) return
   const desk = new Desk(api)
   const command = { title: "Branch: changes, merge, approve, discard", category: "Overlayrun", run: () => open(desk) }
   api.keymap.registerLayer({ commands: [{ ...command, name: "overlayrun.branch", namespace: "palette", slashName: "overlay" }] })

@@ -9,7 +9,7 @@ import json
 import time
 
 from overlayrun.capture import answer_of
-from overlayrun.errors import OverlayrunError, UsageError
+from overlayrun.errors import OverlayrunError, SnapshotError, UsageError
 from overlayrun.fork import fork_answer
 from overlayrun.hearing import hear, words_of
 from overlayrun.model import SnapshotReason
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
     Reply = tuple[dict[str, Any], Sequence[int]]
 
+_BEGAN: Final = time.monotonic()
+_MOST: Final = 1000  # snapshots that the command asks for in a run
+_MORE: Final = 1  # for each second that it goes on
+_WORDS: Final = 8000  # characters of a message from inside
 _ROOM: Final = 32_000  # bytes of an answer for what a snapshot left out
 
 
@@ -37,8 +41,11 @@ class Answers:
 
     take: takes a snapshot (reason, message, whether without limits), None where the run keeps none.
     forks: makes the branches that are forked from this one. guests: the further branches that are open in
-    the run, for the answers of its own branch. root: where the tree is mounted.
+    the run, for the answers of its own branch. root: where the tree is mounted. asked: how many snapshots
+    came of the command's requests, whatever workspace of the run they are of; a process has one run.
     """
+
+    asked = 0
 
     def __init__(
         self,
@@ -56,7 +63,7 @@ class Answers:
         self.guests: Guests | None = None
         self.root = record.root
         self._inside: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-            "snapshot": self._snapshot,
+            "snapshot": self._snapshot_by_command,
             "session": self._session,
             "status": lambda _: whereami(self._record),
             "fork": self._fork,
@@ -100,6 +107,17 @@ class Answers:
             return answer(), ()
         except OverlayrunError as err:
             return {"error": err.brief, "hint": err.hint}, ()
+
+    def _snapshot_by_command(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Within a budget: every snapshot takes room in the user's repository, for ever."""
+        if Answers.asked >= _MOST + (time.monotonic() - _BEGAN) * _MORE:
+            raise SnapshotError(
+                f"this run has asked for {Answers.asked} snapshots", hint="wait; those by time go on"
+            )
+        message = request.get("message")
+        told = self._snapshot({**request, "message": message[:_WORDS] if isinstance(message, str) else None})
+        Answers.asked += not told.get("unchanged", True)
+        return told
 
     def _snapshot(self, request: dict[str, Any], *, force_large: bool = False) -> dict[str, Any]:
         if self._take is None:

@@ -27,18 +27,22 @@ _DESCRIPTORS: Final = 8
 
 
 def listen(directory: str, name: str) -> socket.socket:
-    """A listening socket `directory`/`name`, only its owner's; a stale one is replaced."""
+    """A listening socket `directory`/`name`, only its owner's; a stale one is replaced.
+
+    It has its name only when it listens: whoever waits for the name would be refused before.
+    """
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    path = f"{directory}/{name}"
-    if os.path.lexists(path):
-        os.unlink(path)
+    aside = f"{directory}/.{name}"
+    if os.path.lexists(aside):
+        os.unlink(aside)
     # By descriptor, because a socket's path may have 107 bytes at most (unix(7)).
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        server.bind(f"/proc/self/fd/{fd}/{name}")
+        server.bind(f"/proc/self/fd/{fd}/.{name}")
     finally:
         os.close(fd)
     server.listen(8)
+    os.rename(aside, f"{directory}/{name}")
     server.settimeout(0)
     return server
 

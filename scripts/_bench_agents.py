@@ -29,6 +29,9 @@ _CALLS: Final = 20  # of a tool, in one turn
 _PATIENCE: Final = 120  # seconds for an answer
 _AT_FIRST: Final = 0.3  # the same, while the port opens: such a request may hang for ever
 _PAUSE: Final = 0.01
+_SETTLED: Final = (
+    1  # seconds in which OpenCode's own git works in a new tree, which can't be closed meanwhile
+)
 _EXPERIMENT: Final = "OPENCODE_EXPERIMENTAL_WORKSPACES"
 _OFFLINE: Final = {
     "OPENCODE_DISABLE_DEFAULT_PLUGINS": "1",
@@ -147,6 +150,13 @@ def _settings(address: str) -> str:
     return json.dumps({**settings, "autoupdate": False, "lsp": False, "formatter": False})
 
 
+def _drop_all(world: World, place: str) -> None:
+    """Remove every branch, the servers having ended."""
+    for row in json.loads(world.run(world.ours("ls", "--json"), place).output)["workspaces"]:
+        world.drop(place, row["branch"])
+    world.tidy(place)
+
+
 def _in_branch(world: World, program: str, branch: str, *options: str) -> list[str]:
     words = ("-q", "-b", branch, "--dirty", "ignore", "--every", "0", *options)
     return world.ours(*words, "--", program)
@@ -161,9 +171,8 @@ def local(world: World, size: int) -> Iterator[Race]:
     """A session in a further branch of the run that the user's OpenCode works in."""
     place, ours, own = world.repository(size), "workspace and session", "its session alone"
     with ExitStack() as stack:
-        stack.callback(world.tidy, place)
+        stack.callback(_drop_all, world, place)
         program, _ = stack.enter_context(_configured(world))
-        stack.callback(world.drop, place, branch_of(0))
         command = _in_branch(world, program, branch_of(0), "--env", _EXPERIMENT)
         server = stack.enter_context(_Server(world, place, command, **{_EXPERIMENT: "1"}))
 
@@ -174,9 +183,8 @@ def local(world: World, size: int) -> Iterator[Race]:
             middle = time.monotonic_ns()
             server.ask("POST", f"/session?workspace={made['id']}", {})
             spent = {ours: _since(began), own: _since(middle)}
-            time.sleep(float(os.environ.get("ZZ", "0")))
+            time.sleep(_SETTLED)
             server.ask("DELETE", f"/experimental/workspace/{made['id']}")
-            world.drop(place, made["branch"])
             return spent
 
         files = f"{size:,}"
@@ -192,10 +200,11 @@ def remote(world: World, size: int) -> Iterator[Race]:
     """A session with a server of its own, beside such a server that the user starts without overlayrun."""
     place, ours, peer = world.repository(size), "POST /session of the hub", "opencode serve, POST /session"
     with ExitStack() as stack:
-        stack.callback(world.tidy, place)
+        stack.callback(_drop_all, world, place)
         program, _ = stack.enter_context(_configured(world))
         variables = {_EXPERIMENT: "1", "OPENCODE_CONFIG_CONTENT": json.dumps({"plugin": [_plugin(world)]})}
         hub = stack.enter_context(_Server(world, place, [program], **variables))
+        hub.ask("GET", "/session")  # plugins are loaded by the first request that needs the repository
 
         def session(_: int) -> Mapping[str, float]:
             began = time.monotonic_ns()
@@ -230,13 +239,12 @@ def tool(world: World, size: int) -> Iterator[Race]:
     """A turn of many tool calls in a workspace: with a snapshot after each, and without any."""
     place, ours, peer = world.repository(size), "a turn, snapshots", "a turn, none"
     with ExitStack() as stack:
-        stack.callback(world.tidy, place)
+        stack.callback(_drop_all, world, place)
         program, _ = stack.enter_context(_configured(world))
         lanes = []
         # OPENCODE_PURE: without plugins.
         for name, variables in ((ours, {}), (peer, {"OPENCODE_PURE": "1"})):
             branch = branch_of(len(lanes))
-            stack.callback(world.drop, place, branch)
             words = [word for variable in variables for word in ("--env", variable)]
             command = _in_branch(world, program, branch, *words)
             server = stack.enter_context(_Server(world, place, command, **variables))

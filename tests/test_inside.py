@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from conftest import UserRepo, _user
 
+from overlayrun.answers import Answers
 from overlayrun.errors import UsageError
 from overlayrun.fork import Forks
+from overlayrun.model import BranchName, TreeId
+from overlayrun.workspace.record import Record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -236,6 +239,16 @@ def test_a_throwaway_tells_where_it_is_and_is_not_forked(repo: UserRepo) -> None
     assert done.out.startswith("throwaway from ")
     assert done.out.endswith("AGENTS.md\n2\n")
     assert "a throwaway run can't be forked" in done.ours
+
+
+def test_a_command_has_a_budget_of_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count alone, as below."""
+    taken: list[object] = []
+    record = Record("id", BranchName("b"), "/", TreeId(""))
+    answers = Answers(None, None, record, taken.append, None)  # type: ignore[arg-type]  # nothing else is asked
+    monkeypatch.setattr(Answers, "asked", 1_000_000)
+    assert "has asked for 1000000 snapshots" in answers.inside({"op": "snapshot", "message": "x"})[0]["error"]
+    assert not taken
 
 
 def test_a_run_makes_64_forks_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

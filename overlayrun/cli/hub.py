@@ -9,6 +9,7 @@ import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.agents.opencode.hub import run_hub
 from overlayrun.agents.opencode.servers import Scene
+from overlayrun.cli.configured import configured
 from overlayrun.cli.opened import open_here
 
 
@@ -18,5 +19,7 @@ from overlayrun.cli.opened import open_here
 def hub_command(*, program: str, again: str | None) -> None:
     """Serve the workspaces of one OpenCode on a loopback port, told in a line of JSON, until stdin ends."""
     opened = open_here()
-    scene = Scene(opened.layout, opened.repository.root, program)
+    place = opened.repository
+    network = configured(place.root, place.common_dir).get("net", "host")
+    scene = Scene(opened.layout, place.root, program, has_own_network=network != "host")
     run_hub(scene, sys.stdin.fileno(), lambda told: click.echo(json.dumps({"schema": 1, **told})), again)

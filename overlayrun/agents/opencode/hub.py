@@ -251,7 +251,9 @@ async def _read(client: socket.socket) -> Request | None:
     if not head:
         return None
     first, *lines = head.decode("latin-1").split("\r\n")[:-2]
-    method, path, _ = first.split(" ", 2)
+    if first.count(" ") != 2:
+        return None
+    method, path, _ = first.split(" ")
     return Request(method, path, tuple(lines), rest)
 
 

@@ -41,12 +41,15 @@ _OF_ITSELF: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Where a hub works. root: of the working tree. opencode: the program. options: of each run."""
+    """Where a hub works. root: of the working tree. opencode: the program.
+
+    has_own_network: by the user's settings runs have one of their own, out of which a server is published.
+    """
 
     layout: Layout
     root: str
     opencode: str
-    options: tuple[str, ...] = ()
+    has_own_network: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +134,10 @@ class Server:
         return endpoint
 
     def _command(self, endpoint: Endpoint) -> list[str]:
-        options = [
-            "-b",
-            self.branch,
-            "--profile",
-            "opencode",
-            "--agent-state",
-            "private",
-            *self._scene.options,
-        ]
+        # Its sessions reach OpenCode's own database as events: nothing is gained by sharing the file.
+        options = ["-b", self.branch, "--profile", "opencode", "--agent-state", "private"]
+        if self._scene.has_own_network:
+            options += ["--publish", str(endpoint.port)]
         for name in ("OPENCODE_SERVER_PASSWORD", "OPENCODE_WORKSPACE_ID"):
             options += ["--env", name]
         serve = ["serve", "--hostname", "127.0.0.1", "--port", str(endpoint.port)]

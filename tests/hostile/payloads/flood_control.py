@@ -22,7 +22,21 @@ WRONG = (
     b"\xff\xfe",
     b'{"op": "snapshot", "message": {}}',
 )
-ODD = (1, 1.5, [], {}, "\ud800", "a\nb", "\x1b]0;x\x07", "../x", "-x", "", "x" * 60000, [["x"]], {"op": {}})
+ODD: tuple[object, ...] = (
+    1,
+    1.5,
+    [],
+    {},
+    "\ud800",
+    "a\nb",
+    "\x1b]0;x\x07",
+    "../x",
+    "-x",
+    "",
+    "x" * 60000,
+    [["x"]],
+    {"op": {}},
+)
 THEIRS = "other"  # a branch of the user's
 FIELDS = ("agent", "session", "title", "model", "tool", "subject", "prompt", "said")
 MESSAGE = "evil\x1b]0;x\x07\n\nOverlayrun-Number: 77\nSigned-off-by: Boss \u202e\x9b\U000e0041"

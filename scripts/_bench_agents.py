@@ -27,7 +27,7 @@ from scripted_model import MODEL_NAME, ScriptedModel
 
 _CALLS: Final = 20  # of a tool, in one turn
 _PATIENCE: Final = 120  # seconds for an answer
-_AT_FIRST: Final = 0.3  # the same, while the port opens: such a request may hang for ever
+_AT_FIRST: Final = 0.1  # the same, while the port opens: OpenCode never answers what comes too early
 _PAUSE: Final = 0.01
 _SETTLED: Final = (
     1  # seconds in which OpenCode's own git works in a new tree, which can't be closed meanwhile

@@ -122,14 +122,11 @@ class Server:
                 start_new_session=True,
                 preexec_fn=_end_with_us(os.getpid()),
             )
-        end = time.monotonic() + _PATIENCE
-        while not await _is_well(endpoint):
-            if self._process.returncode is not None or time.monotonic() > end:
-                await self.end()
-                raise WorkspaceError(
-                    f"OpenCode did not start in branch {self.branch}", details=_tail(log), hint=f"see {log}"
-                )
-            await asyncio.sleep(_PAUSE)
+        if not await _comes(endpoint, self._process):
+            await self.end()
+            raise WorkspaceError(
+                f"OpenCode did not start in branch {self.branch}", details=_tail(log), hint=f"see {log}"
+            )
         self._announce(endpoint)
         return endpoint
 
@@ -196,6 +193,25 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+async def _comes(endpoint: Endpoint, process: asyncio.subprocess.Process) -> bool:
+    """Wait for a server that starts; false where it ends instead, or takes too long.
+
+    It is asked again before it has answered: what reaches OpenCode while its port opens is never answered.
+    """
+    asked: set[asyncio.Task[bool]] = set()
+    end = time.monotonic() + _PATIENCE
+    try:
+        while not any(each.done() and each.result() for each in asked):
+            if process.returncode is not None or time.monotonic() > end:
+                return False
+            asked = {each for each in asked if not each.done()} | {asyncio.create_task(_is_well(endpoint))}
+            await asyncio.sleep(_PAUSE)
+    finally:
+        for each in asked:
+            each.cancel()
+    return True
 
 
 async def _is_well(endpoint: Endpoint) -> bool:

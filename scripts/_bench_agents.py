@@ -5,6 +5,7 @@ The model is scripted and answers at once, so that only the agent and overlayrun
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
@@ -18,7 +19,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any, Final
 
 from _bench_inside import path_of
-from _bench_measure import BenchError, Figure, Lane, Race, amount, more
+from _bench_measure import BenchError, Figure, Race, amount, more
 from _bench_peers import branch_of
 from _bench_world import HERE, World
 
@@ -120,25 +121,26 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _configured(world: World) -> Iterator[tuple[str, ScriptedModel]]:
-    """OpenCode's path and its model, with its configuration in the home directory."""
+def _configured(world: World, **settings: bool) -> Iterator[str]:
+    """OpenCode's path, with its configuration for a model in the home directory; settings: more of that."""
     program = world.opencode()
     for name in _STATE:
         world.remove(f"{world.home}/{name}")
     with ScriptedModel() as model:
-        settings = f"{world.home}/{_STATE[0]}"
-        os.makedirs(f"{settings}/node_modules")
-        for name, text in (("package-lock.json", _INSTALLED), ("opencode.json", _settings(model.base_url))):
-            with open(f"{settings}/{name}", "w", encoding="ascii") as file:
-                file.write(text)
+        place = f"{world.home}/{_STATE[0]}"
+        os.makedirs(f"{place}/node_modules")
+        text = json.dumps(_settings(model.base_url) | settings)
+        for name, content in (("package-lock.json", _INSTALLED), ("opencode.json", text)):
+            with open(f"{place}/{name}", "w", encoding="ascii") as file:
+                file.write(content)
         try:
-            yield program, model
+            yield program
         finally:
             for name in _STATE:
                 world.remove(f"{world.home}/{name}")
 
 
-def _settings(address: str) -> str:
+def _settings(address: str) -> dict[str, Any]:
     limit = {"context": 100_000, "output": 10_000}
     provider = {
         "npm": "@ai-sdk/openai-compatible",
@@ -147,7 +149,7 @@ def _settings(address: str) -> str:
     }
     name = f"scripted/{MODEL_NAME}"
     settings = {"provider": {"scripted": provider}, "model": name, "small_model": name}
-    return json.dumps({**settings, "autoupdate": False, "lsp": False, "formatter": False})
+    return {**settings, "autoupdate": False, "lsp": False, "formatter": False}
 
 
 def _drop_all(world: World, place: str) -> None:
@@ -172,7 +174,7 @@ def local(world: World, size: int) -> Iterator[Race]:
     place, ours, own = world.repository(size), "workspace and session", "its session alone"
     with ExitStack() as stack:
         stack.callback(_drop_all, world, place)
-        program, _ = stack.enter_context(_configured(world))
+        program = stack.enter_context(_configured(world))
         command = _in_branch(world, program, branch_of(0), "--env", _EXPERIMENT)
         server = stack.enter_context(_Server(world, place, command, **{_EXPERIMENT: "1"}))
 
@@ -201,7 +203,7 @@ def remote(world: World, size: int) -> Iterator[Race]:
     place, ours, peer = world.repository(size), "POST /session of the hub", "opencode serve, POST /session"
     with ExitStack() as stack:
         stack.callback(_drop_all, world, place)
-        program, _ = stack.enter_context(_configured(world))
+        program = stack.enter_context(_configured(world))
         variables = {_EXPERIMENT: "1", "OPENCODE_CONFIG_CONTENT": json.dumps({"plugin": [_plugin(world)]})}
         hub = stack.enter_context(_Server(world, place, [program], **variables))
         hub.ask("GET", "/session")  # plugins are loaded by the first request that needs the repository
@@ -237,52 +239,52 @@ def _plugin(world: World) -> str:
 @contextmanager
 def tool(world: World, size: int) -> Iterator[Race]:
     """A turn of many tool calls in a workspace: with a snapshot after each, and without any."""
-    place, ours, peer = world.repository(size), "a turn, snapshots", "a turn, none"
+    place, ours, peer, added = world.repository(size), "a turn, snapshots", "a turn, none", "a call, more"
     with ExitStack() as stack:
         stack.callback(_drop_all, world, place)
-        program, _ = stack.enter_context(_configured(world))
-        lanes = []
-        # OPENCODE_PURE: without plugins.
-        for name, variables in ((ours, {}), (peer, {"OPENCODE_PURE": "1"})):
-            branch = branch_of(len(lanes))
+        # OpenCode's own snapshots take 300 ms a call here, and differ by more than ours cost.
+        program = stack.enter_context(_configured(world, snapshot=False))
+        turns: dict[str, Callable[[], float]] = {}
+        # OPENCODE_PURE: without plugins. The turn's end has a snapshot too.
+        for name, expected, variables in ((ours, _CALLS + 1, {}), (peer, 0, {"OPENCODE_PURE": "1"})):
+            branch = branch_of(len(turns))
             words = [word for variable in variables for word in ("--env", variable)]
             command = _in_branch(world, program, branch, *words)
             server = stack.enter_context(_Server(world, place, command, **variables))
-            lanes.append(_turns(world, server, (name, branch), size, _CALLS + 1 if name == ours else 0))
+            turns[name] = functools.partial(_turn, world, server, (place, branch), size, expected)
 
-        def added(medians: Mapping[str, float]) -> float:
-            return (medians[ours] - medians[peer]) / _CALLS
+        def lane(number: int) -> Mapping[str, float]:
+            names = (ours, peer) if number % 2 == 0 else (peer, ours)
+            spent = {name: turns[name]() for name in names}
+            # By pairs: turns differ by more than what is measured, as long as a server warms up.
+            return {**spent, added: (spent[ours] - spent[peer]) / _CALLS}
 
-        for lane in lanes:  # the first turn of a server
-            lane(-1)
+        lane(-1)  # the first turn of a server
         what = "OpenCode, a snapshot after a tool call"
-        figure = Figure(what, f"{size:,}", ours, peer, added, form="{:.0f} ms a call", limit=60)
-        yield Race(lanes, [figure], heavy=True)
+        form = "{:.0f} ms a call"
+        figure = Figure(what, f"{size:,}", ours, peer, lambda medians: medians[added], form, limit=60)
+        yield Race([lane], [figure], heavy=True)
 
 
-def _turns(world: World, server: _Server, names: tuple[str, str], size: int, expected: int) -> Lane:
-    """A lane of turns. names: of its samples, and the branch. expected: snapshots that a turn makes."""
-    name, branch = names
-    place = world.repository(size)
+def _turn(world: World, server: _Server, where: tuple[str, str], size: int, expected: int) -> float:
+    """Milliseconds of a turn. where: repository and branch. expected: snapshots that it makes."""
+    place, branch = where
 
     def snapshots() -> int:
         listed = json.loads(world.run(world.ours("log", branch, "--json"), place).output)
         return len(listed["snapshots"])
 
-    def lane(number: int) -> Mapping[str, float]:
-        paths = [path_of(call * size // _CALLS) for call in range(_CALLS)]
-        script = "\n".join(f"@write {path} turn = {number}, {time.time_ns()}" for path in paths)
-        session = server.ask("POST", "/session", {})["id"]
-        wanted = snapshots() + expected
-        began = time.monotonic_ns()
-        server.prompt(session, script)
-        spent = _since(began)
-        _wait_for(lambda: snapshots() >= wanted, "the turn's last snapshot")
-        if snapshots() > wanted:
-            raise BenchError(f"{name}: more snapshots were taken than {expected}")
-        return {name: spent}
-
-    return lane
+    paths = [path_of(call * size // _CALLS) for call in range(_CALLS)]
+    script = "\n".join(f"@write {path} now = {time.time_ns()}" for path in paths)
+    session = server.ask("POST", "/session", {})["id"]
+    wanted = snapshots() + expected
+    began = time.monotonic_ns()
+    server.prompt(session, script)
+    spent = _since(began)
+    _wait_for(lambda: snapshots() >= wanted, "the turn's last snapshot")
+    if snapshots() > wanted:
+        raise BenchError(f"{branch}: more snapshots were taken than {expected}")
+    return spent
 
 
 def _wait_for(is_true: Callable[[], bool], what: str) -> None:

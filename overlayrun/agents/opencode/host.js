@@ -112,25 +112,31 @@ export async function onHost({ client, worktree, project, experimental_workspace
     return moves.get(id)
   }
   // Only the terminal asks for this by itself: without it OpenCode takes no workspace of before for connected.
-  let connected
+  let connecting
   const connect = async () => {
     await call("/sync/start")
-    for (const end = Date.now() + SYNC_PATIENCE; Date.now() < end; await new Promise((done) => setTimeout(done, 50))) {
-      const states = new Map((await call("/experimental/workspace/status", undefined, "GET")).map((one) => [one.workspaceID, one.status]))
+    const end = Date.now() + SYNC_PATIENCE
+    while (Date.now() < end) {
+      const states = await call("/experimental/workspace/status", undefined, "GET")
+      const connected = new Set(states.filter(({ status }) => status === "connected").map((each) => each.workspaceID))
       const known = await call("/experimental/workspace", undefined, "GET")
-      if (known.every(({ id }) => states.get(id) === "connected")) return
+      if (known.every(({ id }) => connected.has(id))) return
+      await new Promise((done) => setTimeout(done, 50))
     }
   }
-  const ready = (id) => moves.get(id) ?? (connected ??= connect().catch((error) => console.error(error)))
+  const ready = (id) => moves.get(id) ?? (connecting ??= connect().catch((error) => console.error(error)))
   catchRequests({ client, newWorkspace, ready })
 
   // The first turn of a session never runs in the user's own tree: better it fails, with a word what to do.
   const keepOut = async (id) => {
+    const moving = moves.get(id)
+    await moving
     const session = (await client.session.get({ path: { id } })).data
     if (!session || session.parentID) return
-    const isNew = moves.has(id) || !(await client.session.messages({ path: { id } })).data?.length
-    if (!isNew) return
-    await move(id)
+    const hasMessages = async () => (await client.session.messages({ path: { id }, query: { limit: 1 } })).data?.length
+    // In a workspace of another kind, or older than all this, or brought back here by the user: his choice.
+    if (session.workspaceID ? !moving : await hasMessages()) return
+    await (moving ?? move(id))
     throw new Error("overlayrun: this session has a branch of its own now; nothing was done yet, send it again")
   }
   return {

@@ -29,7 +29,8 @@ const furtherBranches = {
   name: "Further branch of this run",
   description: "A copy-on-write branch beside this one, in the same sandbox",
   async configure(info) {
-    const { branch, path: directory, error, hint } = await ask({ op: "open", ...(info.branch && { branch: info.branch }) })
+    const wanted = info.branch ? { branch: info.branch } : {}
+    const { branch, path: directory, error, hint } = await ask({ op: "open", ...wanted })
     if (!branch) throw new Error(`overlayrun: ${error ?? "the run does not answer"} ${hint ?? ""}`)
     return { ...info, branch, directory, name: branch.replace(/^overlay\//, ""), extra: null }
   },
@@ -78,7 +79,8 @@ export async function inWorkspace({ directory, experimental_workspace }) {
   const isFurther = directory.startsWith(TREES)
   const place = isFurther ? { path: directory } : {}
   // An adapter is the project's, the last one wins: that of a further branch would stack on it.
-  if (!isFurther && !process.env.OPENCODE_WORKSPACE_ID) experimental_workspace.register("overlayrun-local", furtherBranches)
+  const isHub = !isFurther && !process.env.OPENCODE_WORKSPACE_ID
+  if (isHub) experimental_workspace.register("overlayrun-local", furtherBranches)
   const snapshots = new Snapshots(place)
   const accounts = new Map()
   const parents = new Map() // sub-agents work for the session that the user sees
@@ -96,7 +98,8 @@ export async function inWorkspace({ directory, experimental_workspace }) {
       else account(info.id).title = info.title
     },
     "message.part.updated": ({ part }) => {
-      if (part.type === "text" && part.time?.end && accounts.has(part.sessionID)) account(part.sessionID).said = part.text.slice(0, LONGEST.said)
+      if (part.type !== "text" || !part.time?.end || !accounts.has(part.sessionID)) return
+      account(part.sessionID).said = part.text.slice(0, LONGEST.said)
     },
     "session.idle": async ({ sessionID }) => {
       if (!accounts.has(sessionID)) return
@@ -110,7 +113,8 @@ export async function inWorkspace({ directory, experimental_workspace }) {
       const mine = account(sessionID)
       if (parents.has(sessionID) || !words.length) return
       delete mine.said
-      Object.assign(mine, { prompt: words.join("\n").slice(0, LONGEST.prompt) }, model && { model: `${model.providerID}/${model.modelID}` })
+      mine.prompt = words.join("\n").slice(0, LONGEST.prompt)
+      if (model) mine.model = `${model.providerID}/${model.modelID}`
       await ask({ op: "session", account: mine, ...place })
     },
     async "tool.execute.after"({ tool, sessionID }, { title }) {

@@ -175,7 +175,8 @@ def _use_shell(repo: UserRepo, terminal: Terminal) -> None:
     terminal.type("\x1a")
     terminal.expect("Stopped")
     terminal.expect("INNER> ")
-    terminal.type("kill %1; echo branch=$OVERLAYRUN_BRANCH\n")
+    # With a job that is only about to end the shell would refuse to exit.
+    terminal.type("kill %1; wait; echo branch=$OVERLAYRUN_BRANCH\n")
     terminal.expect("branch=b\r\n")
     terminal.type("exit 3\n")
     terminal.expect("exit")

@@ -227,10 +227,25 @@ def on_a_terminal(project: Project, model: ScriptedModel, tmp_path: Path) -> Non
         screen.press("Enter")
         wait_until(lambda: any("conflict" in prompt for prompt in model.prompts()))
         screen.see("still conflicts")
+
+        # Approved, and thought better of it.
+        screen.enter("/overlay", seen="Branch: changes")
+        screen.see("Approve for the reconciler")
+        screen.press("Down")
+        screen.press("Enter")
+        screen.see("is approved")
+        screen.enter("/overlay", seen="Branch: changes")
+        screen.see("Discard branch and session")
+        screen.press("Down", "Down")
+        screen.press("Enter")
+        screen.see("Discard for good?")
+        screen.press("Enter")
+        screen.see("is discarded")
+        assert left not in project.git("branch", "--list")
         screen.press("C-c")
     wait_until(lambda: not _servers(project), _START)
     assert project.git("status", "--porcelain") == ""
-    story = project.output(["overlayrun", "log", left])
+    story = project.output(["overlayrun", "log", right])
     assert "write: same.txt" in story
 
 

@@ -6,10 +6,12 @@ const NAME = "overlayrun"
 const SHOWN = 12 // files in a summary
 const RESOLVE = `'${process.execPath}' run "$OVERLAYRUN_PROMPT"`
 
-// The command's answer. It tells of conflicts and of what it withholds in JSON, with an exit status of its own.
+const count = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`
+
+// How a command went. With --json `answer` tells of conflicts and of what is withheld, whatever the exit status.
 function overlayrun(cwd, ...words) {
   return new Promise((resolve) => {
-    const child = spawn("overlayrun", [...words, "--json"], { cwd, stdio: ["ignore", "pipe", "pipe"] })
+    const child = spawn("overlayrun", words, { cwd, stdio: ["ignore", "pipe", "pipe"] })
     let out = ""
     let complaint = ""
     child.stdout.on("data", (data) => (out += data))
@@ -36,7 +38,7 @@ class Desk {
   }
 
   async run(...words) {
-    const done = await overlayrun(this.root, ...words)
+    const done = await overlayrun(this.root, ...words, "--json")
     if (!done.answer) this.say(done.complaint, "error")
     return done
   }
@@ -80,7 +82,7 @@ async function open(desk) {
     return { title: `${status} ${path}`, value: "diff", category: "Changes", footer: `+${insertions ?? "-"} -${deletions ?? "-"}` }
   })
   const more = files.length > SHOWN ? [{ title: `${files.length - SHOWN} more`, value: "diff", category: "Changes" }] : []
-  const summary = `${branch}: ${files.length} files, +${answer.insertions} -${answer.deletions}`
+  const summary = `${branch}: ${count(files.length, "file")}, +${answer.insertions} -${answer.deletions}`
   const chosen = await desk.choose(summary, [
     { title: "Merge into its target", value: "merge", category: "Branch" },
     { title: "Approve for the reconciler", value: "approve", category: "Branch" },
@@ -135,8 +137,8 @@ async function discard(desk, branch, workspace) {
   if (!sure) return
   desk.api.route.navigate("home")
   await desk.api.client.experimental.workspace.remove({ id: workspace.id })
-  const { answer } = await desk.run("rm", "--force", branch)
-  if (answer) desk.say(`${branch} is discarded`, "success")
+  const { status, complaint } = await overlayrun(desk.root, "rm", "--force", branch)
+  desk.say(status ? complaint : `${branch} is discarded`, status ? "error" : "success")
 }
 
 // The session's workspace comes first: whatever begins a session here (a prompt, /new, a shell command) asks this.

@@ -176,6 +176,53 @@ def through_the_api(project: Project, model: ScriptedModel, tmp_path: Path) -> N
     assert _untouched(project)
 
 
+def _bring_home(screen: Screen, project: Project, model: ScriptedModel, branches: tuple[str, str]) -> None:
+    """What a user does with two branches that conflict; the second one's session is shown."""
+    left, right = branches
+    # A sub-agent works in the branch of the session that it helps.
+    task = {"description": "help", "prompt": "::write helped.txt yes", "subagent_type": "general"}
+    screen.enter(f"::tool task {json.dumps(task)}", seen="subagent_type")
+    wait_until(lambda: "helped.txt" in _names(project, right))
+    assert len(_rows(project)) == 2
+
+    # Home with it, from inside.
+    screen.enter("/overlay", seen="Branch: changes")
+    screen.see("Merge into its target")
+    screen.see("same.txt")
+    screen.press("Enter")
+    wait_until((project.repo / "same.txt").exists)
+    assert project.git("show", "main:same.txt") == "right"
+
+    # The other one conflicts now: a merging session reads what both sides say.
+    screen.press("C-x", "l")
+    screen.see("Sessions")
+    screen.press("Down")
+    screen.press("Enter")
+    screen.see(left.removeprefix("overlay/"))
+    screen.enter("/overlay", seen="Branch: changes")
+    screen.see("Merge into its target")
+    screen.press("Enter")
+    screen.see(f"{left} conflicts with main")
+    screen.press("Enter")
+    wait_until(lambda: any("conflict" in prompt for prompt in model.prompts()))
+    screen.see("still conflicts")
+
+    # Approved, and thought better of it.
+    screen.enter("/overlay", seen="Branch: changes")
+    screen.see("Approve for the reconciler")
+    screen.press("Down")
+    screen.press("Enter")
+    screen.see("is approved")
+    screen.enter("/overlay", seen="Branch: changes")
+    screen.see("Discard branch and session")
+    screen.press("Down", "Down")
+    screen.press("Enter")
+    screen.see("Discard for good?")
+    screen.press("Enter")
+    screen.see("is discarded")
+    assert left not in project.git("branch", "--list")
+
+
 def on_a_terminal(project: Project, model: ScriptedModel, tmp_path: Path) -> None:
     """One user interface, several sessions."""
     screen = Screen(tmp_path, project.repo, project.env)
@@ -200,48 +247,7 @@ def on_a_terminal(project: Project, model: ScriptedModel, tmp_path: Path) -> Non
         assert _untouched(project)
         assert screen.text().count(right.removeprefix("overlay/")) > 0
 
-        # A sub-agent works in the branch of the session that it helps.
-        task = {"description": "help", "prompt": "::write helped.txt yes", "subagent_type": "general"}
-        screen.enter(f"::tool task {json.dumps(task)}", seen="subagent_type")
-        wait_until(lambda: "helped.txt" in _names(project, right))
-        assert len(_rows(project)) == 2
-
-        # Home with it, from inside.
-        screen.enter("/overlay", seen="Branch: changes")
-        screen.see("Merge into its target")
-        screen.see("same.txt")
-        screen.press("Enter")
-        wait_until((project.repo / "same.txt").exists)
-        assert project.git("show", "main:same.txt") == "right"
-
-        # The other one conflicts now: a merging session reads what both sides say.
-        screen.press("C-x", "l")
-        screen.see("Sessions")
-        screen.press("Down")
-        screen.press("Enter")
-        screen.see(left.removeprefix("overlay/"))
-        screen.enter("/overlay", seen="Branch: changes")
-        screen.see("Merge into its target")
-        screen.press("Enter")
-        screen.see(f"{left} conflicts with main")
-        screen.press("Enter")
-        wait_until(lambda: any("conflict" in prompt for prompt in model.prompts()))
-        screen.see("still conflicts")
-
-        # Approved, and thought better of it.
-        screen.enter("/overlay", seen="Branch: changes")
-        screen.see("Approve for the reconciler")
-        screen.press("Down")
-        screen.press("Enter")
-        screen.see("is approved")
-        screen.enter("/overlay", seen="Branch: changes")
-        screen.see("Discard branch and session")
-        screen.press("Down", "Down")
-        screen.press("Enter")
-        screen.see("Discard for good?")
-        screen.press("Enter")
-        screen.see("is discarded")
-        assert left not in project.git("branch", "--list")
+        _bring_home(screen, project, model, (left, right))
         screen.press("C-c")
     wait_until(lambda: not _servers(project), _START)
     assert project.git("status", "--porcelain") == ""

@@ -13,6 +13,7 @@ import json
 import secrets
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
@@ -28,6 +29,7 @@ from overlayrun.workspace.names import branch_names
 _LONGEST_HEAD: Final = 1 << 16
 _LONGEST_BODY: Final = 1 << 26
 _HEAD_PATIENCE: Final = 30.0
+_JOIN_PATIENCE: Final = 10.0
 _HEARTBEAT: Final = 10.0  # seconds; OpenCode's own servers do the same
 _EVENTS: Final = "/global/event"
 _HISTORY: Final = "/sync/history"
@@ -77,6 +79,7 @@ class _Workspace:
         self.started = asyncio.Event()
         self.joined = asyncio.Event()
         self.streams = 0
+        self.door = asyncio.Lock()
 
 
 class Hub:
@@ -168,15 +171,17 @@ class Hub:
         _keep_task(asyncio.create_task(begin()))
 
     async def _ready(self, workspace: _Workspace) -> Endpoint:
-        """Its server, which has heard what was kept for it."""
-        endpoint = await workspace.server.endpoint()
-        while workspace.kept:
-            path, body = workspace.kept.pop(0)
-            await _post(endpoint, path, body)
-        workspace.started.set()
-        if workspace.streams:  # what happens before OpenCode hears it would be missing for good
-            await workspace.joined.wait()
-        return endpoint
+        """Its server, which has heard what was kept for it, with OpenCode listening to what comes of that."""
+        async with workspace.door:
+            endpoint = await workspace.server.endpoint()
+            workspace.started.set()
+            if workspace.streams:  # what happens before OpenCode hears it would be missing for good
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(workspace.joined.wait(), _JOIN_PATIENCE)
+            while workspace.kept:
+                path, body = workspace.kept.pop(0)
+                await _post(endpoint, path, body)
+            return endpoint
 
     async def _keep(self, client: socket.socket, workspace: _Workspace, request: Request, path: str) -> None:
         body = await _body(client, request)
@@ -191,32 +196,37 @@ class Hub:
         A workspace that this hub has not made may have a history that OpenCode asks for when it connects: its
         stream ends, so that it connects anew.
         """
-        head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
-        await asyncio.get_running_loop().sock_sendall(client, head.encode() + _event("server.connected"))
         workspace.started.clear()
         workspace.joined.clear()
         workspace.streams += 1
+        loop = asyncio.get_running_loop()
+        head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
         try:
+            await loop.sock_sendall(client, head.encode() + _event("server.connected"))
+            if await workspace.server.answers():  # since it was asked last
+                workspace.started.set()
             await _beat_until(workspace.started, client)
-            server = await self._join(workspace, request) if workspace.is_new else None
+            if not workspace.is_new:
+                return
+            server, heard = await self._join(workspace, request)
         finally:
             workspace.streams -= 1
             if not workspace.streams:
                 workspace.joined.set()
-        if server:
-            with server:
-                await _carry(server, client)
+        with server:
+            await loop.sock_sendall(client, heard)
+            await _carry(server, client)
 
-    async def _join(self, workspace: _Workspace, request: Request) -> socket.socket:
-        """The server's own stream, from the moment on in which it misses nothing."""
+    async def _join(self, workspace: _Workspace, request: Request) -> tuple[socket.socket, bytes]:
+        """The server's own stream, from the moment on in which it misses nothing; what it told until then."""
         endpoint = await workspace.server.endpoint()
         server = await connect("127.0.0.1", endpoint.port)
         await asyncio.get_running_loop().sock_sendall(server, request.passed_on(_EVENTS, endpoint))
-        _, rest = await _head(server)
-        if not rest:  # its own "server.connected"
-            await asyncio.get_running_loop().sock_recv(server, 1 << 16)
+        _, heard = await _head(server)
+        if not heard:  # its own "server.connected"
+            heard = await asyncio.get_running_loop().sock_recv(server, 1 << 16)
         await workspace.server.endpoint()  # it listens a moment after it has said so: one more round trip
-        return server
+        return server, heard
 
     async def end(self) -> None:
         """End every server that was started here."""

@@ -190,7 +190,7 @@ def _bring_home(screen: Screen, project: Project, model: ScriptedModel, branches
     screen.see("Merge into its target")
     screen.see("same.txt")
     screen.press("Enter")
-    wait_until((project.repo / "same.txt").exists)
+    wait_until(lambda: "same.txt" in _names(project, "main"))
     assert project.git("show", "main:same.txt") == "right"
 
     # The other one conflicts now: a merging session reads what both sides say.

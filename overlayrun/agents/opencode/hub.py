@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
 
-from overlayrun.agents.opencode.servers import Endpoint, Scene, Server
+from overlayrun.agents.opencode.servers import Endpoint, Scene, Server, is_well
 from overlayrun.errors import OverlayrunError
 from overlayrun.model import BranchName
 from overlayrun.store.git import git
@@ -225,7 +225,7 @@ class Hub:
         _, heard = await _head(server)
         if not heard:  # its own "server.connected"
             heard = await asyncio.get_running_loop().sock_recv(server, 1 << 16)
-        await workspace.server.endpoint()  # it listens a moment after it has said so: one more round trip
+        await is_well(endpoint)  # it listens a moment after it has said so: one more round trip
         return server, heard
 
     async def end(self) -> None:

@@ -30,6 +30,7 @@ from overlayrun.workspace.lock import is_locked
 
 _PATIENCE: Final = 60.0  # seconds that OpenCode may take to answer
 _PAUSE: Final = 0.03
+_HEALTH_PATIENCE: Final = 2.0
 _END_PATIENCE: Final = 30.0  # seconds for the last snapshot
 _SHOWN: Final = 3  # lines of the log that an error tells
 # What OpenCode tells its own children about itself; to a server of its own it would be wrong.
@@ -77,8 +78,11 @@ class Server:
         self._starting = asyncio.Lock()
 
     async def answers(self) -> bool:
-        """Whether it is there now."""
-        return self._endpoint is not None and await _is_well(self._endpoint)
+        """Whether it is there now, however busy."""
+        if self._endpoint is None:
+            return False
+        is_held = self._lock_is_held() if self._process is None else self._process.returncode is None
+        return is_held and await _is_there(self._endpoint)
 
     async def endpoint(self) -> Endpoint:
         """Where it answers; started first where it does not.
@@ -86,22 +90,26 @@ class Server:
         Raises WorkspaceBusy where another run has the branch, WorkspaceError where it does not start.
         """
         async with self._starting:
-            if self._endpoint is None or not await _is_well(self._endpoint):
+            if self._endpoint is None or not await self.answers():
                 await self.end()  # what was killed may still be at its last snapshot
                 self._endpoint = await self._adopt() or await self._start()
             return self._endpoint
 
+    def _lock_is_held(self) -> bool:
+        record = find_exact(self._scene.layout, self.branch)
+        return record is not None and is_locked(self._scene.layout.workspace(record.id).lock)
+
     async def _adopt(self) -> Endpoint | None:
         """The server that another hub has started, None where the branch is idle."""
         record = find_exact(self._scene.layout, self.branch)
-        if record is None or not is_locked(self._scene.layout.workspace(record.id).lock):
+        if record is None or not self._lock_is_held():
             return None
         try:
             data = json.loads(read_bytes(self._scene.layout.workspace(record.id).server))
             found = Endpoint(data["port"], data["password"])
         except (OSError, ValueError, KeyError, TypeError):
             found = None
-        if found is None or not await _is_well(found):
+        if found is None or not await _is_there(found):
             raise WorkspaceBusy(
                 f"a command runs in branch {self.branch}", hint="end it, or take another session"
             )
@@ -206,7 +214,7 @@ async def _comes(endpoint: Endpoint, process: asyncio.subprocess.Process) -> boo
         while not any(each.done() and each.result() for each in asked):
             if process.returncode is not None or time.monotonic() > end:
                 return False
-            asked = {each for each in asked if not each.done()} | {asyncio.create_task(_is_well(endpoint))}
+            asked = {each for each in asked if not each.done()} | {asyncio.create_task(is_well(endpoint))}
             await asyncio.sleep(_PAUSE)
     finally:
         for each in asked:
@@ -214,13 +222,26 @@ async def _comes(endpoint: Endpoint, process: asyncio.subprocess.Process) -> boo
     return True
 
 
-async def _is_well(endpoint: Endpoint) -> bool:
+async def _is_there(endpoint: Endpoint) -> bool:
+    """Whether anybody listens: a server that is busy for seconds is not to be taken for dead."""
+    try:
+        async with asyncio.timeout(_HEALTH_PATIENCE):
+            with await connect("127.0.0.1", endpoint.port):
+                return True
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+
+
+async def is_well(endpoint: Endpoint) -> bool:
+    """Whether it answers, and soon."""
     request = (
         f"GET /global/health HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {endpoint.authorization}\r\n"
         "Connection: close\r\n\r\n"
     )
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(_HEALTH_PATIENCE):
             with await connect("127.0.0.1", endpoint.port) as server:
                 loop = asyncio.get_running_loop()
                 await loop.sock_sendall(server, request.encode())

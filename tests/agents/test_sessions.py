@@ -158,9 +158,8 @@ def through_the_api(project: Project, model: ScriptedModel, tmp_path: Path) -> N
 
         # A server that is killed is there again with the next prompt, and its work is kept.
         session = first["session_id"]
-        for pid in _servers(project, alone=True):
-            if pid != hub.process.pid:
-                os.kill(pid, signal.SIGKILL)
+        for pid in set(_servers(project, alone=True)) - {hub.process.pid}:
+            os.kill(pid, signal.SIGKILL)
         hub.prompt(session, "@write after-kill.txt here")
         assert "after-kill.txt" in _names(project, first["branch"])
 

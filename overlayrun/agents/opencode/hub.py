@@ -143,8 +143,7 @@ class Hub:
             endpoint = await self._ready(workspace)
         except OverlayrunError as err:
             words = ": ".join(part for part in (err.brief, err.details, err.hint) if part)
-            told = {"name": "UnknownError", "message": words, "data": {"message": words}}
-            await _answer(client, told, 503)
+            await _answer(client, _told(words), 503)
             return
         await _pass_on(client, request.passed_on(path, endpoint), endpoint)
 
@@ -290,6 +289,11 @@ async def _head(connection: socket.socket) -> tuple[bytes, bytes]:
     return head + end, rest
 
 
+def _told(words: str) -> dict[str, Any]:
+    """An error as OpenCode's clients show it."""
+    return {"name": "UnknownError", "message": words, "data": {"message": words}}
+
+
 async def _answer(client: socket.socket, data: Any, status: int = 200) -> None:
     body = json.dumps(data).encode()
     head = (
@@ -303,13 +307,16 @@ async def _pass_on(client: socket.socket, data: bytes, endpoint: Endpoint) -> No
     """Carry a request and its answer. Where either end goes, so does the other."""
     with await connect("127.0.0.1", endpoint.port) as server:
         await asyncio.get_running_loop().sock_sendall(server, data)
-        ways = {asyncio.create_task(_carry(client, server)), asyncio.create_task(_carry_back(server, client))}
+        there = asyncio.create_task(_carry(client, server))
+        back = asyncio.create_task(_carry_back(server, client))
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({there, back}, return_when=asyncio.FIRST_COMPLETED)
+            if there.done() and there.exception():  # the server is gone; the client hears it by the other way
+                await asyncio.wait({back}, timeout=_JOIN_PATIENCE)
         finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            there.cancel()
+            back.cancel()
+            await asyncio.gather(there, back, return_exceptions=True)
 
 
 async def _carry(source: socket.socket, sink: socket.socket) -> None:
@@ -321,6 +328,11 @@ async def _carry(source: socket.socket, sink: socket.socket) -> None:
 async def _carry_back(server: socket.socket, client: socket.socket) -> None:
     """The answer; Bun closes after it, but does not say so, and a client would use the connection again."""
     head, rest = await _head(server)
+    if (
+        not head and not rest
+    ):  # killed in this moment; nobody knows what it still did, so it is not asked again
+        await _answer(client, _told("OpenCode ended in this branch: send it again"), 503)
+        return
     if not head.startswith(b"HTTP/1.1 101"):
         first, end, others = head.partition(b"\r\n")
         head = first + end + (b"Connection: close\r\n" if end else b"") + others

@@ -223,11 +223,9 @@ async def _comes(endpoint: Endpoint, process: asyncio.subprocess.Process) -> boo
 
 
 async def _is_there(endpoint: Endpoint) -> bool:
-    """Whether anybody listens: a server that is busy for seconds is not to be taken for dead."""
+    """Whether anybody listens; one that is busy for seconds is not dead, one that hangs up is."""
     try:
-        async with asyncio.timeout(_HEALTH_PATIENCE):
-            with await connect("127.0.0.1", endpoint.port):
-                return True
+        return await _health(endpoint)
     except TimeoutError:
         return True
     except OSError:
@@ -236,18 +234,23 @@ async def _is_there(endpoint: Endpoint) -> bool:
 
 async def is_well(endpoint: Endpoint) -> bool:
     """Whether it answers, and soon."""
+    try:
+        return await _health(endpoint)
+    except OSError:
+        return False
+
+
+async def _health(endpoint: Endpoint) -> bool:
+    """What it says of itself. Raises TimeoutError, OSError."""
     request = (
         f"GET /global/health HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {endpoint.authorization}\r\n"
         "Connection: close\r\n\r\n"
     )
-    try:
-        async with asyncio.timeout(_HEALTH_PATIENCE):
-            with await connect("127.0.0.1", endpoint.port) as server:
-                loop = asyncio.get_running_loop()
-                await loop.sock_sendall(server, request.encode())
-                return (await loop.sock_recv(server, 64)).startswith(b"HTTP/1.1 200")
-    except (OSError, TimeoutError):
-        return False
+    async with asyncio.timeout(_HEALTH_PATIENCE):
+        with await connect("127.0.0.1", endpoint.port) as server:
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(server, request.encode())
+            return (await loop.sock_recv(server, 64)).startswith(b"HTTP/1.1 200")
 
 
 def _tail(log: str) -> str:

@@ -25,7 +25,7 @@ from overlayrun.kernel.namespaces import die_with_parent
 from overlayrun.model import BranchName
 from overlayrun.tunnel import connect
 from overlayrun.workspace.catalogue import find_exact, user_state
-from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.layout import Layout, WorkspaceLayout
 from overlayrun.workspace.lock import is_locked
 
 _PATIENCE: Final = 60.0  # seconds that OpenCode may take to answer
@@ -95,17 +95,21 @@ class Server:
                 self._endpoint = await self._adopt() or await self._start()
             return self._endpoint
 
-    def _lock_is_held(self) -> bool:
+    def _place(self) -> WorkspaceLayout | None:
         record = find_exact(self._scene.layout, self.branch)
-        return record is not None and is_locked(self._scene.layout.workspace(record.id).lock)
+        return self._scene.layout.workspace(record.id) if record else None
+
+    def _lock_is_held(self) -> bool:
+        place = self._place()
+        return place is not None and is_locked(place.lock)
 
     async def _adopt(self) -> Endpoint | None:
         """The server that another hub has started, None where the branch is idle."""
-        record = find_exact(self._scene.layout, self.branch)
-        if record is None or not self._lock_is_held():
+        place = self._place()
+        if place is None or not is_locked(place.lock):
             return None
         try:
-            data = json.loads(read_bytes(self._scene.layout.workspace(record.id).server))
+            data = json.loads(read_bytes(place.server))
             found = Endpoint(data["port"], data["password"])
         except (OSError, ValueError, KeyError, TypeError):
             found = None
@@ -162,11 +166,10 @@ class Server:
         return f"{place}/{self.branch.replace('/', '-')}.log"
 
     def _announce(self, endpoint: Endpoint) -> None:
-        record = find_exact(self._scene.layout, self.branch)
-        if record is not None:
+        place = self._place()
+        if place is not None:
             data = {"port": endpoint.port, "password": endpoint.password}
-            place = self._scene.layout.workspace(record.id).server
-            write_whole(place, json.dumps(data).encode(), durable=False)
+            write_whole(place.server, json.dumps(data).encode(), durable=False)
 
     async def end(self) -> None:
         """End a server that was started here, and wait for its last snapshot."""

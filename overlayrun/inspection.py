@@ -18,13 +18,13 @@ from typing import Any, Final
 from overlayrun.errors import HostError, UsageError
 from overlayrun.kernel import syscalls
 from overlayrun.model import HomePolicy, RunOptions
+from overlayrun.program import this_program
 from overlayrun.sandbox.secrets import find_masks, listening_sockets
 from overlayrun.store.location import Repository
 from overlayrun.view import Choices, home_directory
 from overlayrun.workspace.catalogue import repositories, user_state
 from overlayrun.workspace.layout import Layout
 
-_LAUNCH: Final = "from overlayrun.launch import main; main()"
 _PATIENCE: Final = 120.0
 _SCOPES: Final = 6  # version of Landlock's interface that cuts off abstract sockets
 _FIXED: Final = ("/", "/usr", "/etc", "/var")
@@ -134,7 +134,7 @@ def _answer(repository: Repository, words: Sequence[str], ask: dict[str, Any]) -
     )  # a virtual environment may be hidden, what it stands on less so
     inside = [python, "-I", "-c", source, json.dumps(ask)]
     done = subprocess.run(
-        [sys.executable, "-c", _LAUNCH, *words, "--", *inside],
+        [*this_program(), *words, "--", *inside],
         cwd=repository.root,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -28,7 +28,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
             *("kernel.abilities", "kernel.disk", "kernel.probe"),
         ),
     ),
-    (("files", "streams", "values"),),
+    (("files", "streams", "values", "program"),),
     (
         ("layers.names", "layers.marks", "layers.wire", "layers.upper", "layers.walk"),
         (

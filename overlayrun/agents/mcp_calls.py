@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -13,14 +12,12 @@ import anyio
 from anyio.abc import ByteReceiveStream, Process
 from mcp.server.mcpserver.exceptions import ToolError
 
+from overlayrun.program import this_program
 from overlayrun.store.commits import printable
 
 # TERM when the server dies: a run then ends its command and keeps what it did. It is asked for in the program
 # itself, because the server has threads and may do nothing between fork and exec.
-_LAUNCH: Final = (
-    "from overlayrun.kernel.namespaces import die_with_parent; die_with_parent({}, 15); "
-    "from overlayrun.launch import main; main()"
-)
+_BEFORE: Final = "from overlayrun.kernel.namespaces import die_with_parent; die_with_parent({}, 15); "
 _MOST: Final = 64 << 20  # of JSON: beyond it nothing is shown
 _ERRORS: Final = 16 << 10
 _PATIENCE: Final = 15.0  # seconds for a run to end its command and take its snapshot
@@ -95,8 +92,7 @@ async def call(*words: str, keep: Text | None = None, joined: bool = False) -> C
 
 
 async def _start(words: tuple[str, ...], *, joined: bool) -> Process:
-    # -P: no module of the repository's stands in for one of ours.
-    command = [sys.executable, "-P", "-c", _LAUNCH.format(os.getpid()), *words]
+    command = [*this_program(_BEFORE.format(os.getpid())), *words]
     try:
         return await anyio.open_process(
             command,

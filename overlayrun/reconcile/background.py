@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Final
 
 from overlayrun.kernel import namespaces
-
-_LAUNCH: Final = "from overlayrun.launch import main; main()"
+from overlayrun.program import this_program
 
 
 class Background:
@@ -37,7 +34,7 @@ class Background:
         self._ended: float | None = None
         with open(log, "ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _LAUNCH, *options, "--", "/bin/sh", "-c", command],
+                [*this_program(), *options, "--", "/bin/sh", "-c", command],
                 cwd=cwd,
                 env={**os.environ, **(env or {})},
                 stdin=subprocess.DEVNULL,

@@ -11,7 +11,6 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import time
 from base64 import b64encode
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from overlayrun.errors import WorkspaceBusy, WorkspaceError
 from overlayrun.files import read_bytes, write_whole
 from overlayrun.kernel.namespaces import die_with_parent
 from overlayrun.model import BranchName
+from overlayrun.program import this_program
 from overlayrun.tunnel import connect
 from overlayrun.workspace.catalogue import find_exact, user_state
 from overlayrun.workspace.layout import Layout, WorkspaceLayout
@@ -150,7 +150,7 @@ class Server:
         for name in ("OPENCODE_SERVER_PASSWORD", "OPENCODE_WORKSPACE_ID"):
             options += ["--env", name]
         serve = ["serve", "--hostname", "127.0.0.1", "--port", str(endpoint.port)]
-        return [*overlayrun(), *options, "--", self._scene.opencode, *serve]
+        return [*this_program(), *options, "--", self._scene.opencode, *serve]
 
     def _environment(self, endpoint: Endpoint) -> Mapping[str, str]:
         kept = {name: value for name, value in os.environ.items() if name not in _OF_ITSELF}
@@ -183,11 +183,6 @@ class Server:
         except TimeoutError:
             process.kill()
             await process.wait()
-
-
-def overlayrun() -> list[str]:
-    """This program, as a command."""
-    return [sys.executable, "-c", "from overlayrun.launch import main; main()"]
 
 
 def _end_with_us(parent: int) -> Any:

@@ -129,6 +129,20 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
     ),
     (
         (
+            *("batch.task", "batch.result", "batch.layout", "batch.engines.api"),
+            # What is asked for.
+            *("batch.template", "batch.documents", "batch.schema", "batch.tasks"),
+            # What one attempt does.
+            *("batch.transcript", "batch.classify", "batch.artifacts", "batch.attempt", "batch.engines.local"),
+            # Who attempts what, and when.
+            *("batch.plan", "batch.journal", "batch.capacity", "batch.coordinator"),
+            # What comes of it.
+            *("batch.landing", "batch.publish"),
+            *("batch.reports.summary", "batch.reports.junit", "batch.reports.github", "batch.reports.html"),
+        ),
+    ),
+    (
+        (
             *("cli.options", "cli.configured", "cli.telling", "cli.here", "cli.words", "cli.render"),
             *(
                 "cli.snapshot_client",

@@ -55,6 +55,11 @@ class Layout:
         """What reconcilers are doing now, one file each."""
         return f"{self.root}/boards"
 
+    @property
+    def batches(self) -> str:
+        """Runs of batches, one directory each."""
+        return f"{self.root}/batches"
+
     def base(self, tree: TreeId) -> str:
         """Directory of one frozen tree: `tree/` and `git/`."""
         return f"{self.bases}/{tree}"

@@ -1,0 +1,1 @@
+"""Batches of agents: a file of tasks in; checked commits, reports and one exit code out."""

@@ -11,12 +11,14 @@ from overlayrun.recover import sync_stamp, synced_mark
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from overlayrun.workspace.layout import Layout
     from overlayrun.workspace.record import Record
 
 
-def sync_in_background(layout: Layout, record: Record) -> None:
-    """Flush the state's file system in a process of its own, then note that upper and layers are on the disk.
+def sync_in_background(layout: Layout, records: Sequence[Record]) -> None:
+    """Flush the state's file system in a process of its own, then note which uppers and layers are on disk.
 
     It holds neither the lock nor the user's streams, so that nobody waits for it. Killed, it leaves no note,
     and a power cut then means a rebuild from the last snapshot.
@@ -32,9 +34,11 @@ def sync_in_background(layout: Layout, record: Record) -> None:
         os.dup2(fd, 3)
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))
         syscalls.syncfs(3)
-        for layer in record.stack:
+        for layer in {layer for record in records for layer in record.stack}:
             if not is_synced(layout, layer):
                 mark_synced(layout, layer)
-        write_whole(synced_mark(layout, record), sync_stamp(record), durable=True)
+        for record in records:
+            if os.path.isdir(layout.workspace(record.id).root):
+                write_whole(synced_mark(layout, record), sync_stamp(record), durable=True)
     finally:
         os._exit(0)

@@ -38,6 +38,17 @@ def write_whole(path: str, data: bytes, *, durable: bool, mode: int = 0o600) -> 
         flush_directory(os.path.dirname(path))
 
 
+def write_new(path: str, data: bytes, *, mode: int = 0o600) -> None:
+    """Write a file that is not there, in a directory that nobody looks into yet."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
+
+
 def flush_directory(path: str) -> None:
     """Make renames in a directory survive a power cut (fsync(2), "does not necessarily ensure the entry")."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

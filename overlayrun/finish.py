@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from overlayrun.capture import capture, job_of
 from overlayrun.live import LiveSandbox
@@ -11,11 +12,19 @@ from overlayrun.model import RunOptions, SnapshotReason
 from overlayrun.prepare import claim
 from overlayrun.removal import drop
 from overlayrun.report import next_commands, summary, throwaway_summary
-from overlayrun.snapshot import preview
+from overlayrun.snapshot import Snapshot, preview
 from overlayrun.store.location import Repository
-from overlayrun.store.repo import Repo
+from overlayrun.store.repo import DiffStat, Repo
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The last snapshot of a run, and its size against what the workspace started with."""
+
+    taken: Snapshot
+    stat: DiffStat
 
 
 def finish(
@@ -25,14 +34,16 @@ def finish(
     options: RunOptions,
     live: LiveSandbox,
     tell: Callable[[str], None],
-) -> None:
+) -> Ending | None:
     """Take the last snapshot of a dead tree and say what is in it; a throwaway's workspace is removed.
+
+    Gives what was taken, None for a throwaway that leaves nothing.
 
     Raises OverlayrunError where the snapshot can't be taken: the workspace is kept as it is.
     """
     if record.throwaway and not (options.keep or options.apply):
         _forget(layout, record, tell)
-        return
+        return None
     if record.throwaway:
         record.throwaway = False
         claim(repository, layout, record, record.last_run.command if record.last_run else ["run"], None)
@@ -53,6 +64,7 @@ def finish(
             drop(layout, record, branch=True)
         else:
             tell(next_commands(record))
+    return Ending(taken, stat)
 
 
 def _forget(layout: Layout, record: Record, tell: Callable[[str], None]) -> None:

@@ -9,7 +9,7 @@ import time
 from overlayrun.bases.gitdir import write_git_directory
 from overlayrun.bases.ignored import known_ignored
 from overlayrun.bases.stack import doubtful, stack_of
-from overlayrun.errors import OverlayrunError, RefMoved, UsageError, WorkspaceBusy
+from overlayrun.errors import OverlayrunError, RefMoved, StoreError, UsageError, WorkspaceBusy
 from overlayrun.files import remove_tree, write_whole
 from overlayrun.model import BranchName, DirtyPolicy, HomePolicy, RunOptions
 from overlayrun.removal import clear_half_made, drop
@@ -38,7 +38,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from overlayrun.model import CommitId
+    from overlayrun.model import CommitId, TreeId
     from overlayrun.store.location import Repository
     from overlayrun.workspace.layout import Layout
 
@@ -74,13 +74,18 @@ def open_or_make(
     Raises UsageError for a branch name that can't be used, WorkspaceBusy for a workspace that a run holds.
     """
     name = None if options.branch is None else parse_branch_name(options.branch)
-    if name is not None:
+    if name is not None and not is_new(repository, name):
         known = find_exact(layout, name)
         if known is not None:
             return open_known(repository, layout, known)
         if not stack_of(layout, repository.head_tree):  # else taking the name finds out
             _refuse_taken(repository, layout, name)
     return _make(repository, layout, options, command, tell)
+
+
+def is_new(repository: Repository, name: str) -> bool:
+    """Whether it is known without a look that no workspace has a branch of this name."""
+    return repository.known is not None and name == repository.known.new_branch
 
 
 def open_known(repository: Repository, layout: Layout, record: Record) -> Prepared:
@@ -95,13 +100,13 @@ def open_known(repository: Repository, layout: Layout, record: Record) -> Prepar
     record = Record.load(layout.workspace(record.id).record)  # somebody may have finished with it meanwhile
     if record.common_dir != repository.common_dir:
         record.root, record.common_dir = repository.root, repository.common_dir
-    _mend(repository, layout, record)
+    _mend(repository, layout, record.stack)
     return Prepared(record, held, resumed=True)
 
 
-def _mend(repository: Repository, layout: Layout, record: Record) -> None:
+def _mend(repository: Repository, layout: Layout, stack: Sequence[str]) -> None:
     """Make layers again that a power cut may have torn: a base is only a copy of what git holds."""
-    if torn := doubtful(layout, record.stack):
+    if torn := doubtful(layout, stack):
         from overlayrun.bases.freeze import remake  # after a power cut alone
 
         for layer in reversed(torn):
@@ -195,7 +200,8 @@ def _make(
         claim(repository, layout, record, command, record.branch or None)
         claimed = True
         _fill(repository, layout, record)
-        keep_record(layout, record)
+        if record.throwaway or not is_new(repository, record.branch):  # else its first run writes it
+            keep_record(layout, record)
     except BaseException:
         _undo(layout, record, claimed=claimed)
         os.close(held)
@@ -216,7 +222,7 @@ def _gather(
     record = prepared.record
     changed: list[bytes] = []
     if options.dirty is DirtyPolicy.IGNORE or record.base != repository.head:
-        ignored = known_ignored(repository, layout)
+        ignored = repository.known.ignored if repository.known else known_ignored(repository, layout)
         if options.dirty is not DirtyPolicy.IGNORE:
             prepared.notes.append(
                 "uncommitted changes stay out: they belong to HEAD, and --base names another commit"
@@ -238,23 +244,26 @@ def _gather(
         prepared.notes.append(
             "submodules come as empty directories: their commits are kept, their files stay at home"
         )
-    _take_tree(repository, layout, record, tell)
+    record.stack = frozen_tree(repository, layout, record.tree, tell)
     if changed:
         _take_dirty(repository, layout, prepared, changed)
     if ignored:
         _take_carried(layout, options, prepared, ignored, tell)
 
 
-def _take_tree(repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]) -> None:
-    record.stack = stack_of(layout, record.tree)
-    if record.stack:
-        _mend(repository, layout, record)
-        os.utime(f"{layout.root}/{record.stack[0]}")  # `gc` goes by the last use
-        return
+def frozen_tree(
+    repository: Repository, layout: Layout, tree: TreeId, tell: Callable[[str], None]
+) -> list[str]:
+    """The stack of a tree, whole and just used; made now where it is missing."""
+    stack = stack_of(layout, tree)
+    if stack:
+        _mend(repository, layout, stack)
+        os.utime(f"{layout.root}/{stack[0]}")  # `gc` goes by the last use
+        return stack
     from overlayrun.bases.freeze import freeze  # the first run on a commit alone
 
     remember_repository(layout)
-    record.stack = freeze(layout, repository, record.tree, tell)
+    return freeze(layout, repository, tree, tell)
 
 
 def _take_dirty(repository: Repository, layout: Layout, prepared: Prepared, changed: list[bytes]) -> None:
@@ -302,7 +311,7 @@ def claim(
         record.branch = BranchName(name)
         write_whole(layout.workspace(record.id).claim, name.encode(), durable=False)
         try:
-            update_refs(repository.common_dir, list(_first_refs(record)), why="start")
+            _make_refs(repository, name, list(_first_refs(record)))
         except RefMoved:
             if given:
                 _refuse_taken(repository, layout, given)
@@ -310,6 +319,16 @@ def claim(
                 return
             continue
         return
+
+
+def _make_refs(repository: Repository, name: str, updates: Sequence[RefUpdate]) -> None:
+    if repository.known is not None and is_new(repository, name):
+        try:
+            repository.known.make_refs(updates)
+            return
+        except StoreError:  # git itself says better what is in the way
+            pass
+    update_refs(repository.common_dir, updates, why="start")
 
 
 def _first_refs(record: Record) -> Iterator[RefUpdate]:

@@ -69,3 +69,8 @@ def _resident(process: psutil.Process) -> int:
         return int(process.memory_info().rss)
     except psutil.Error:
         return 0
+
+
+def memory_available() -> int:
+    """Bytes that new processes can take without driving others out, by the kernel's own estimate."""
+    return int(psutil.virtual_memory().available)

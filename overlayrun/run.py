@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from overlayrun.account import Account
     from overlayrun.answers import Answers
+    from overlayrun.finish import Ending
     from overlayrun.guests import Guests
     from overlayrun.kernel.groups import Group
     from overlayrun.sandbox.plan import Layer
@@ -45,12 +46,32 @@ if TYPE_CHECKING:
     from overlayrun.workspace.record import Record
 
 
+class Witness:
+    """What a caller in this process learns of a run beside its exit status.
+
+    made: called when the workspace is there; begin: when its sandbox stands, before the command starts.
+    flush: called at the end in place of `durable.sync_in_background`. ending: the last snapshot, None where
+    nothing changed. unsaved: why that could not be taken.
+    """
+
+    __slots__ = ("begin", "ending", "flush", "made", "outcome", "unsaved")
+
+    def __init__(self) -> None:
+        self.made: Callable[[Record], object] = lambda _: None
+        self.begin: Callable[[], object] = lambda: None
+        self.flush: Callable[[Record], object] | None = None
+        self.outcome: Outcome | None = None
+        self.ending: Ending | None = None
+        self.unsaved: OverlayrunError | None = None
+
+
 def run_command(
     repository: Repository,
     layout: Layout,
     options: RunOptions,
     argv: Sequence[str],
     tell: Callable[[str], None],
+    witness: Witness | None = None,
 ) -> int:
     """Run `argv` in a workspace and give the exit status that the user's shell shall see.
 
@@ -61,6 +82,8 @@ def run_command(
     with Connections(network, options.publish, tell) as connections:
         prepared = open_or_make(repository, layout, options, argv, quiet)
         run = _Run(repository, layout, options, prepared, connections, tell)
+        run.witness = witness or run.witness
+        run.witness.made(prepared.record)
         return run.through(list(argv), quiet)
 
 
@@ -87,6 +110,7 @@ class _Run:
         self.known: Answers | None = None
         self.guests: Guests | None = None
         self.without = parse_without(options.without)
+        self.witness = Witness()
 
     def through(self, argv: list[str], quiet: Callable[[str], None]) -> int:
         record = self.record
@@ -128,6 +152,7 @@ class _Run:
             for line in (*header(self.prepared, self.options), self._sandbox_line(live)):
                 quiet(line)
             self.connections.open(live.joined)
+            self.witness.begin()
             take = None if self.record.throwaway else self._taker(live)
             supervisor = Supervisor(live, self.options, self.place.sockets, take, self.tell, relay)
             supervisor.watched = self.connections.watched
@@ -220,6 +245,7 @@ class _Run:
     def _close(self, live: LiveSandbox, outcome: Outcome, quiet: Callable[[str], None]) -> int:
         record = self.record
         assert record.last_run is not None
+        self.witness.outcome = outcome
         if outcome.missing is not None:
             self.tell(f"{record.last_run.command[0]}: {os.strerror(outcome.missing)}")
         for text in (outcome.failure, outcome.note):
@@ -241,18 +267,25 @@ class _Run:
         from overlayrun.finish import finish  # pygit2, now that something changed
 
         try:
-            finish(self.repository, self.layout, record, self.options, live, quiet)
+            self.witness.ending = finish(self.repository, self.layout, record, self.options, live, quiet)
         except OverlayrunError as err:
+            self.witness.unsaved = err
             self.tell(f"the last snapshot failed: {err.brief}" + (f": {err.details}" if err.details else ""))
             self.tell(f"nothing is lost: the changes are in {self.place.upper}")
             self.tell(err.hint or f"make room, then: overlayrun snapshot {record.branch}")
             return outcome.status or OURS
         self._end_run()
         if os.path.isdir(self.place.root):
-            from overlayrun.durable import sync_in_background
-
-            sync_in_background(self.layout, record)
+            self._flush()
         return outcome.status
+
+    def _flush(self) -> None:
+        if self.witness.flush is not None:
+            self.witness.flush(self.record)
+            return
+        from overlayrun.durable import sync_in_background
+
+        sync_in_background(self.layout, [self.record])
 
     def _end_run(self) -> None:
         if not os.path.isdir(self.place.root):

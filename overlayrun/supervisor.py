@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from overlayrun.snapshot import Snapshot
     from overlayrun.watchdog import Watcher
 
-_PASSED_ON: Final = (
+PASSED_ON: Final = (
     signal.SIGINT,
     signal.SIGQUIT,
     signal.SIGTERM,
@@ -39,6 +39,7 @@ _PASSED_ON: Final = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
+"""Signals that go on to the command."""
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 # From the terminal these reach the command by themselves: it shares our process group.
 _FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
@@ -53,10 +54,11 @@ class Outcome:
     """How a run went. status: as a shell shows it. note: why it was ended, if we ended it.
 
     missing: errno of a command that can't be executed. failure: why it was not started, by our fault or the
-    machine's. asked: for `asking.asked_lines`.
+    machine's. asked: for `asking.asked_lines`. timed_out: it, or its silence, was too long. ended_by: the
+    signal that was passed on to end it. killed: the sandbox died under it, by a limit or from outside.
     """
 
-    __slots__ = ("asked", "failure", "missing", "note", "status")
+    __slots__ = ("asked", "ended_by", "failure", "killed", "missing", "note", "status", "timed_out")
 
     def __init__(self) -> None:
         self.status = 0
@@ -64,6 +66,9 @@ class Outcome:
         self.missing: int | None = None
         self.failure: str | None = None
         self.asked = ""
+        self.timed_out = False
+        self.ended_by: int | None = None
+        self.killed = False
 
 
 class Supervisor:
@@ -92,7 +97,6 @@ class Supervisor:
         self.kill_at: float | None = None
         self.next_snapshot: float | None = None
         self.interrupted_at = 0.0
-        self.timed_out = False
         self.warm = False
         self.servers: dict[int, tuple[socket.socket, str, Handler]] = {}
         self.waiting = select.poll()
@@ -103,7 +107,7 @@ class Supervisor:
 
     def run(self) -> Outcome:
         """From start to the death of every process."""
-        signals = syscalls.signalfd(_PASSED_ON)
+        signals = syscalls.signalfd(PASSED_ON)
         self.waiting.register(signals, select.POLLIN)
         self.waiting.register(self.live.reports, select.POLLIN)
         for reader in self.relay.readers:
@@ -195,6 +199,7 @@ class Supervisor:
         if report is None:  # the keeper was killed, and its pid namespace with it
             self.outcome.status = 128 + signal.SIGKILL
             self.outcome.note = "the sandbox was killed"
+            self.outcome.killed = True
             return True
         letter, text = report
         if letter == keeper.NO_EXEC:
@@ -206,7 +211,7 @@ class Supervisor:
         elif letter == keeper.ENDED:
             code = os.waitstatus_to_exitcode(int(text))
             self.outcome.status = code if code >= 0 else 128 - code
-            if self.timed_out:
+            if self.outcome.timed_out:
                 self.outcome.status = _TIMED_OUT
             if self.outcome.failure is not None:
                 self.outcome.status = OURS
@@ -226,10 +231,12 @@ class Supervisor:
         if number in _FROM_TERMINAL and code > abi.SI_USER and reached:
             now = time.monotonic()
             if number == signal.SIGINT and now - self.interrupted_at < _TWICE:
+                self.outcome.ended_by = number
                 self._end("interrupted twice", signal.SIGTERM)
             self.interrupted_at = now
             return
         if number in _ENDING:
+            self.outcome.ended_by = number
             self._end(f"ended by {signal.Signals(number).name}", number)
         else:
             self.live.order(keeper.SIGNAL, number)
@@ -242,7 +249,7 @@ class Supervisor:
         self.live.order(keeper.SIGNAL, number)
 
     def _time_out(self, why: str) -> None:
-        self.timed_out = True
+        self.outcome.timed_out = True
         self._end(why, signal.SIGTERM)
 
     def _keep_time(self) -> None:
@@ -293,6 +300,7 @@ class Supervisor:
         said = self.watcher.end() if self.watcher else None
         said = said or events_text(self.live.command.confinement.limits, self.live.group)
         if said:
+            self.outcome.killed = self.outcome.killed or self.outcome.status == 128 + signal.SIGKILL
             self.outcome.note = f"{self.outcome.note}; {said}" if self.outcome.note else said
 
     def _serve(self, fd: int) -> None:
@@ -320,4 +328,4 @@ class Supervisor:
 
 def block_signals() -> None:
     """Keep the signals that we pass on for the signal descriptor; the command gets a clean mask."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)

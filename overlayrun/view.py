@@ -260,5 +260,5 @@ def _names(directory: str) -> list[str]:
 def _mountpoints() -> list[str]:
     """Places of all mounts (proc_pid_mountinfo(5): field 5, with octal escapes)."""
     with open("/proc/self/mountinfo", "rb") as file:
-        fields = [line.split(b" ")[4] for line in file.read().splitlines()]
+        fields = [line.split(b" ", 5)[4] for line in file.read().splitlines()]
     return [os.fsdecode(field.decode("unicode_escape").encode("latin-1")) for field in fields]

@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,10 @@ from typing import Any, Final
 import pytest
 
 SHARE: Final = 0 if os.geteuid() == 0 else 1
-"""The suite runs as root and as an ordinary user: of many random tries each takes every other one."""
+"""The suite runs as root and as an ordinary user: of many random tries each takes every other one.
+
+So it is in CI with the tests that are marked `shared`; elsewhere whoever runs the suite runs them all.
+"""
 PATIENCE: Final = 60.0
 """Seconds after which something is taken to hang on a busy machine: a net, not a claim."""
 _BIN: Final = Path(sys.executable).parent
@@ -32,17 +36,34 @@ _GITCONFIG: Final = (
     '[protocol "file"]\n\tallow = always\n'
 )
 _DATE: Final = "2024-02-03T04:05:06Z"
+_MARKERS: Final = (
+    "root: makes file systems or other owners; collected for root alone",
+    "shared: what it shows can't depend on who runs it; in CI one half is told by root, the other by the user",
+    "by_both: one of a shared module that is about privileges, owners or modes; each of them runs it",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "root: makes file systems or other owners; collected for root alone")
+    for line in _MARKERS:
+        config.addinivalue_line("markers", line)
+
+
+def _is_for_another(item: pytest.Item) -> bool:
+    """Whether this user leaves a test to the other; each is run by one of them at least."""
+    if item.get_closest_marker("root"):
+        return os.geteuid() != 0
+    if os.environ.get("CI") != "true" or not item.get_closest_marker("shared"):
+        return False
+    # By its name, which is the same for both, whatever else either of them collects.
+    is_mine = zlib.crc32(item.nodeid.encode()) % 2 == SHARE
+    return not is_mine and not item.get_closest_marker("by_both")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for_root = [item for item in items if item.get_closest_marker("root")]
-    if for_root and os.geteuid() != 0:
-        config.hook.pytest_deselected(items=for_root)
-        items[:] = [item for item in items if item not in for_root]
+    left = [item for item in items if _is_for_another(item)]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not _is_for_another(item)]
 
 
 @pytest.fixture(scope="session", autouse=True)

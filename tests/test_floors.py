@@ -131,14 +131,30 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
         (
             *("batch.task", "batch.result", "batch.layout", "batch.engines.api"),
             # What is asked for.
-            *("batch.template", "batch.documents", "batch.schema", "batch.tasks"),
+            *("batch.template", "batch.reading", "batch.json_text", "batch.toml_text", "batch.yaml_text"),
+            *("batch.documents", "batch.schema", "batch.fields", "batch.foreach", "batch.drafts"),
+            *("batch.needs", "batch.making", "batch.tasks"),
             # What one attempt does.
-            *("batch.transcript", "batch.classify", "batch.artifacts", "batch.attempt", "batch.engines.local"),
+            *(
+                "batch.bundles",
+                "batch.transcript",
+                "batch.classify",
+                "batch.artifacts",
+                "batch.attempt",
+                "batch.engines.local",
+            ),
+            # Attempts on other machines.
+            *("batch.address", "batch.mirror", "batch.parcel", "batch.launcher", "batch.calls"),
+            *("batch.security", "batch.station", "batch.worker", "batch.arrival", "batch.promote"),
+            *("batch.engines.cluster", "batch.engines.dask"),
             # Who attempts what, and when.
-            *("batch.plan", "batch.journal", "batch.capacity", "batch.coordinator"),
+            *("batch.facts", "batch.settings", "batch.window", "batch.plan"),
+            *("batch.journal", "batch.capacity", "batch.account", "batch.progress"),
+            *("batch.salvage", "batch.coordinator"),
             # What comes of it.
-            *("batch.landing", "batch.publish"),
-            *("batch.reports.summary", "batch.reports.junit", "batch.reports.github", "batch.reports.html"),
+            *("batch.landing", "batch.publish", "batch.takeover"),
+            *("batch.reports.text", "batch.reports.summary", "batch.reports.junit"),
+            *("batch.reports.github", "batch.reports.html"),
         ),
     ),
     (
@@ -177,6 +193,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
 
 # Modules that may import inside a function, and why. Nobody else may.
 LATE_IMPORTS: Final = {
+    "batch.worker": "forks its launcher before it loads Dask, which is an extra and starts threads",
     "bases.carried": "needs pathspec (20 ms to import) only where a .worktreeinclude is",
     "cli.conflicts": "needs rich (60 ms to import) only for a bar on a terminal",
     "cli.mcp": "needs the protocol's SDK, which is an extra and takes 800 ms to import",

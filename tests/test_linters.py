@@ -11,6 +11,8 @@ from typing import Final
 
 import pytest
 
+pytestmark = pytest.mark.shared  # what the linters say
+
 ROOT: Final = Path(__file__).parent.parent
 
 

@@ -7,14 +7,14 @@ import mmap
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from overlayrun.kernel import abi, syscalls
 from overlayrun.sandbox.limits import LimitOptions
 from overlayrun.watchdog import Watchdog, _by_parent, _children, size_on_disk
 
@@ -103,37 +103,34 @@ def test_a_disk_without_room_for_files_ends_the_run(loop_disk: Mounter) -> None:
     assert "no room for more files" in str(dog.look())
 
 
-@contextmanager
-def _forked(work: Callable[[], object]) -> Iterator[int]:
-    """A process that does some work and then waits to be killed."""
-    done, ready = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            os.write(ready, b"x")
-            signal.pause()
-        finally:
-            os._exit(1)
-    os.close(ready)
-    assert os.read(done, 1) == b"x"
-    os.close(done)
-    try:
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-def _child(work: Callable[[], object]) -> None:
-    """A child that does some work, says so and stays until its parent is killed."""
-    done, ready = os.pipe()
+# A parent whose children each do the same work: a process of its own, because a fork of the test's shows in its
+# memory how much pytest has gathered so far. Each child says when it is done; all wait, to be killed together.
+_FAMILY: Final = """
+import mmap, os, signal, sys
+shared, taken = mmap.mmap(-1, 64 << 20), []
+for _ in range(int(sys.argv[1])):
     if not os.fork():
-        syscalls.prctl(abi.PR_SET_PDEATHSIG, signal.SIGKILL)
-        work()
-        os.write(ready, b"x")
+        {work}
+        os.write(1, b"x")
         signal.pause()
-    os.read(done, 1)
+os.wait()
+os.killpg(0, signal.SIGKILL)
+"""
+_LOOK_AT_SHARED: Final = "assert not any(shared[at] for at in range(0, len(shared), mmap.PAGESIZE))"
+_TAKE: Final = "taken.append(os.urandom(1 << 20) * 150)"
+
+
+@contextmanager
+def _family(work: str, children: int) -> Iterator[int]:
+    """A process with so many children, each of which has done some work and waits."""
+    words = [sys.executable, "-I", "-S", "-c", _FAMILY.format(work=work), str(children)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True) as parent:
+        try:
+            assert parent.stdout is not None
+            assert parent.stdout.read(children) == b"x" * children
+            yield parent.pid
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
 
 
 def _resident(pid: int) -> int:
@@ -142,17 +139,7 @@ def _resident(pid: int) -> int:
 
 
 def test_memory_is_what_all_take_together_and_what_they_share_counts_once(tmp_path: Path) -> None:
-    shared = mmap.mmap(-1, 64 << 20)
-
-    def look_at_shared() -> None:
-        for offset in range(0, len(shared), mmap.PAGESIZE):
-            assert not shared[offset]
-
-    def four() -> None:
-        for _ in range(4):
-            _child(look_at_shared)
-
-    with _forked(four) as pid:
+    with _family(_LOOK_AT_SHARED, 4) as pid:
         assert _resident(pid) > 200 << 20
         assert Watchdog(pid, str(tmp_path), LimitOptions(memory=200 << 20)).look() is None
         assert len(_children(pid)) == 4
@@ -161,12 +148,7 @@ def test_memory_is_what_all_take_together_and_what_they_share_counts_once(tmp_pa
 
 def test_too_much_memory_ends_the_run_unless_a_group_holds_it(tmp_path: Path) -> None:
     limits = LimitOptions(memory=100 << 20)
-    taken: list[bytes] = []
-
-    def hog() -> None:
-        _child(lambda: taken.append(os.urandom(1 << 20) * 150))
-
-    with _forked(hog) as pid:
+    with _family(_TAKE, 1) as pid:
         dog = Watchdog(pid, str(tmp_path), limits)
         assert dog.look() == "ended: memory limit of 100M reached (--memory)"
         limits.held = ("memory",)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from overlayrun.files import read_bytes, write_whole
+from overlayrun.files import read_bytes, write_new
 from overlayrun.store.git import git
 
 TYPE_CHECKING = False
@@ -68,19 +68,17 @@ def write_git_directory(
     lines = [f"{commit} {name}" for name, commit in {**dict(_tags(repository.common_dir)), **refs}.items()]
     files = {
         "HEAD": f"ref: {head}\n",
-        "config": _configuration(repository),
+        "config": repository.known.configuration if repository.known else configuration(repository),
         "packed-refs": "".join(
             f"{line}\n" for line in sorted(lines, key=lambda line: line.partition(" ")[2])
         ),
         "objects/info/alternates": f"{objects}\n",
     }
     for name, text in files.items():
-        write_whole(f"{place}/{name}", text.encode("utf-8", "surrogateescape"), durable=False, mode=0o644)
+        write_new(f"{place}/{name}", text.encode("utf-8", "surrogateescape"), mode=0o644)
     for name in ("info/exclude", "info/attributes", "shallow"):
         try:
-            write_whole(
-                f"{place}/{name}", read_bytes(f"{repository.common_dir}/{name}"), durable=False, mode=0o644
-            )
+            write_new(f"{place}/{name}", read_bytes(f"{repository.common_dir}/{name}"), mode=0o644)
         except FileNotFoundError:
             continue
     with open(f"{place}/info/exclude", "a", encoding="ascii") as file:
@@ -113,7 +111,8 @@ def _tags(common_dir: str) -> Iterator[tuple[str, str]]:
             yield path[len(common_dir) + 1 :], read_bytes(path).decode("ascii", "replace").strip()
 
 
-def _configuration(repository: Repository) -> str:
+def configuration(repository: Repository) -> str:
+    """Text of the command's `.git/config`: what of the user's it may know, and our own."""
     listed = git(["config", "--local", "-z", "--list"], git_dir=repository.git_dir, check=False)
     pairs = [item.partition("\n") for item in listed.decode("utf-8", "surrogateescape").split("\0") if item]
     settings = {name: value for name, _, value in pairs if name in _PLAIN}

@@ -33,6 +33,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Keep": ("snapshot", "fork", "restore"),
     "Bring home": ("apply", "merge", "sync", "rm"),
     "Bring all home": ("reconcile", "queue", "approve", "unapprove", "conflicts"),
+    "Many at once": ("batch", "worker"),
     "For agents": ("integrate", "hook", "mcp"),
     "Keep house": ("gc", "doctor", "config", "completion"),
 }
@@ -56,6 +57,8 @@ MODULES: Final[dict[str, str]] = {
     "unapprove": "queue",
     "conflicts": "conflicts",
     "sync": "sync",
+    "batch": "batch",
+    "worker": "worker",
     "rm": "rm",
     "hub": "hub",
     "integrate": "integrate",

@@ -41,7 +41,8 @@ class _Value(ParamType):
         return [CompletionItem(choice) for choice in choices if choice.startswith(incomplete)]
 
 
-def _click_option(option: Option) -> click.Option:
+def click_option(option: Option) -> click.Option:
+    """An option of the table as click has it."""
     names = [*option.flags, option.name]
     if option.metavar is None:
         return click.Option(names, is_flag=True, help=option.help)
@@ -74,7 +75,7 @@ run_command: Final = click.Command(
     `status` and `fork` work inside.
     """,
     params=[
-        *(_click_option(option) for option in RUN_OPTIONS),
+        *(click_option(option) for option in RUN_OPTIONS),
         click.Argument(["command"], nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND..."),
     ],
     context_settings={"allow_interspersed_args": False},

@@ -88,6 +88,14 @@ def import_head(
     return Imported(head)
 
 
+def expect_unmoved(agent_git: str) -> None:
+    """Take note that HEAD of a repository that no command has seen yet is at its base.
+
+    The next `import_head` in this process then need not ask inside where no file of its refs has changed.
+    """
+    _UNMOVED[agent_git] = (_ref_marks(agent_git), None)
+
+
 def _ask_head(run_inside: RunInside) -> CommitId | None:
     """What the sandbox says; None for an unborn HEAD, and for a repository that is broken or half made."""
     status, answer = run_inside(["git", "rev-parse", "--verify", "-q", "HEAD^{commit}"], b"")

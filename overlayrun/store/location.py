@@ -8,6 +8,12 @@ from overlayrun.errors import HostError, StoreError, UsageError
 from overlayrun.model import EMPTY_TREE, BranchName, CommitId, TreeId
 from overlayrun.store.git import git
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from overlayrun.store.refs import RefUpdate
+
 _PLACES = (
     "--is-bare-repository",
     "--path-format=absolute",
@@ -19,15 +25,38 @@ _TREE = ("--show-toplevel", "--show-prefix")
 _HEAD = ("HEAD", "HEAD^{tree}", "--symbolic-full-name", "HEAD")
 
 
+class Known:
+    """What a process that makes many workspaces of one repository asks once, for all of them.
+
+    trees: of commits. ignored: of `bases.ignored`. configuration: of `bases.gitdir`. new_branch: that no
+    workspace has, and that a run begins. make_refs: makes its refs from nothing without a git process and
+    without a flush, which then is the caller's; raises StoreError.
+    """
+
+    __slots__ = ("configuration", "ignored", "make_refs", "new_branch", "trees")
+
+    def __init__(
+        self,
+        ignored: Sequence[bytes],
+        configuration: str,
+        make_refs: Callable[[Sequence[RefUpdate]], None],
+    ) -> None:
+        self.trees: dict[str, TreeId] = {}
+        self.ignored = list(ignored)
+        self.configuration = configuration
+        self.new_branch: str | None = None
+        self.make_refs = make_refs
+
+
 class Repository:
     """A non-bare git repository, as the user's shell sees it.
 
     root: absolute path of the working tree. git_dir: of this worktree. common_dir: shared by all worktrees.
     prefix: the caller's directory below root, "" or ending in "/". head: None on an unborn branch.
-    branch: None on a detached HEAD.
+    branch: None on a detached HEAD. known: None where one workspace is made, or few.
     """
 
-    __slots__ = ("branch", "common_dir", "git_dir", "head", "head_tree", "prefix", "root")
+    __slots__ = ("branch", "common_dir", "git_dir", "head", "head_tree", "known", "prefix", "root")
 
     def __init__(self, root: str, git_dir: str, common_dir: str, prefix: str) -> None:
         self.root = root
@@ -37,6 +66,7 @@ class Repository:
         self.branch: BranchName | None = None
         self.head: CommitId | None = None
         self.head_tree = EMPTY_TREE
+        self.known: Known | None = None
 
 
 def find_repository(directory: str) -> Repository:
@@ -104,6 +134,8 @@ def _no_repository(directory: str, err: StoreError) -> UsageError:
 
 def resolve_commit(repository: Repository, text: str) -> tuple[CommitId, TreeId]:
     """Commit that a revision names, and its tree. Raises UsageError where there is none."""
+    if repository.known and text in repository.known.trees:
+        return CommitId(text), repository.known.trees[text]
     try:
         answer = git(
             ["rev-parse", "--verify", "-q", "--end-of-options", f"{text}^{{commit}}"], cwd=repository.root

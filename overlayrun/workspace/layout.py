@@ -97,6 +97,11 @@ class WorkspaceLayout:
         return f"{self.root}/throwaway"
 
     @property
+    def attempt(self) -> str:
+        """File with the ref that keeps what is made here, in a workspace of a batch's attempt."""
+        return f"{self.root}/attempt"
+
+    @property
     def lock(self) -> str:
         """File whose flock is held while a run lives."""
         return f"{self.root}/lock"

@@ -24,7 +24,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -100,21 +100,30 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\([nt\\])", lambda found: _ESCAPES[found[1]], text)
 
 
-def choose_answer(request: dict[str, Any]) -> Answer:
-    """Give the answer that a chat-completions request is due: stateless, from the messages in it alone."""
+def choose_answer(request: dict[str, Any], scripts: Mapping[str, str] | None = None) -> Answer:
+    """Give the answer that a chat-completions request is due: stateless, from the messages in it alone.
+
+    scripts: by prompts that are no scripts themselves.
+    """
     if not request.get("tools"):
         return Answer(text=TITLE)
     messages = request["messages"]
-    start, answers = _newest_script(messages)
+    start, answers = _newest_script(messages, scripts or {})
     done = sum(1 for message in messages[start:] if message["role"] == "tool")
     return answers[min(done, len(answers) - 1)]
 
 
-def _newest_script(messages: Sequence[dict[str, Any]]) -> tuple[int, list[Answer]]:
+def _newest_script(
+    messages: Sequence[dict[str, Any]], scripts: Mapping[str, str]
+) -> tuple[int, list[Answer]]:
     for index in range(len(messages) - 1, -1, -1):
+        if messages[index]["role"] != "user":
+            continue
         # An agent adds user messages of its own (reminders): the newest one that holds a script counts.
-        if messages[index]["role"] == "user" and any(_commands(_text(messages[index]))):
-            return index, parse_script(_text(messages[index]))
+        text = _text(messages[index])
+        script = scripts.get(_unwrap(text), text)
+        if any(_commands(script)):
+            return index, parse_script(script)
     return len(messages), [Answer(text="No script in the prompt.")]
 
 
@@ -147,12 +156,14 @@ def _whole(answer: Answer, number: int) -> dict[str, Any]:
 class ScriptedModel:
     """The server, a context manager: listens on a free port of loopback, stops with every thread at exit.
 
-    `requests` holds the body of each request, oldest first. `is_reached(NAME)` and `release(NAME)` are the
+    `requests` holds the body of each request, oldest first. `scripts` gives the script of a prompt that is
+    written for people. `is_reached(NAME)` and `release(NAME)` are the
     two sides of `@wait NAME`: a test knows that the agent got that far, and lets it go on.
     """
 
     def __init__(self, port: int = 0) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.scripts: dict[str, str] = {}
         self._changed = threading.Condition()
         self._reached: set[str] = set()
         self._released: set[str] = set()
@@ -183,7 +194,7 @@ class ScriptedModel:
 
     def answer(self, request: dict[str, Any]) -> tuple[Answer, int]:
         """Log a request, wait as its script says (not past the server's end), answer it."""
-        answer = choose_answer(request)
+        answer = choose_answer(request, self.scripts)
         with self._changed:
             self.requests.append(request)
             number = len(self.requests)

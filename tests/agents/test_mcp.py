@@ -21,6 +21,8 @@ from mcp.types import CallToolResult, TextContent, Tool
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # the server's words
+
 _LOOKING: Final = {"list", "status", "log", "diff"}
 _CHANGING: Final = {"merge", "discard"}
 # A step, as an agent tells of it.
@@ -200,6 +202,7 @@ def test_tools_tell_what_they_do_and_refuse_with_a_hint(talk: Talk) -> None:
     assert talk.refusal("run", branch="b", command=[])
 
 
+@pytest.mark.by_both
 def test_runs_end_with_their_call_and_with_the_server_and_keep_what_they_did(repo: UserRepo) -> None:
     command = ["sh", "-c", f'echo $$ >"$HOME/server"; exec {shlex.join(repo.command("mcp"))}']
     with talking(command, repo) as talk:

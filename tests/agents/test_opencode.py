@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from typing import Final
 
+import pytest
+
 from .project import Project, wait_until
 from .scripted_model import TITLE, ScriptedModel
+
+pytestmark = pytest.mark.shared  # what OpenCode does with its sessions and its files
 
 CTRL_C: Final = b"\x03"
 
 
+@pytest.mark.by_both
 def test_what_an_agent_did_comes_home_and_the_rest_stays(project: Project) -> None:
     """One run for many questions: its start takes seconds."""
     before, head, names = project.files(), project.git("rev-parse", "HEAD"), project.names_in_home()

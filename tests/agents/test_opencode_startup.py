@@ -19,6 +19,8 @@ import pytest
 
 from .project import Project, Run, wait_until
 
+pytestmark = pytest.mark.shared  # what OpenCode asks for, and what its sessions undo
+
 _PATIENCE: Final = 120.0
 _PLUGIN: Final = """\
 import { writeFileSync } from "fs"

@@ -134,6 +134,7 @@ def desk(project: Project, monkeypatch: pytest.MonkeyPatch) -> Desk:
     return Desk(project)
 
 
+@pytest.mark.shared
 def test_an_agent_resolves_a_conflict_by_what_both_sides_said(desk: Desk) -> None:
     before, head = desk.project.files(), desk.project.git("rev-parse", "main")
 
@@ -149,6 +150,7 @@ def test_an_agent_resolves_a_conflict_by_what_both_sides_said(desk: Desk) -> Non
     assert desk.project.git("for-each-ref", "refs/heads/overlay/") == ""
 
 
+@pytest.mark.shared
 def test_a_merge_on_the_command_line_hands_its_conflict_to_an_agent(desk: Desk) -> None:
     parents = [desk.project.git("rev-parse", name).strip() for name in ("main", "work")]
 
@@ -174,6 +176,7 @@ def test_an_agent_that_misbehaves_is_refused(desk: Desk, model: MergingModel, ma
     assert (done.refused, done.tree) == (why, None)
 
 
+@pytest.mark.shared
 def test_an_agent_that_hangs_is_ended(desk: Desk, model: MergingModel) -> None:
     model.manner = "hangs"
     done = desk.resolve(timeout=10)

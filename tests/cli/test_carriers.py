@@ -11,6 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # which commits a merge takes, and what it asks
+
 _HEADING = "files that run code on your machine when opened or built:"
 _ENVRC = "  .envrc: shells and environment managers run it when you enter the directory"
 _PLANT = "echo 'touch pwned' >.envrc; echo agent >new"
@@ -86,6 +88,7 @@ def test_on_a_terminal_the_user_is_asked(planted: UserRepo, verb: str) -> None:
         assert (planted.root / ".envrc").exists() is is_there
 
 
+@pytest.mark.by_both
 def test_apply_without_a_terminal_refuses(planted: UserRepo) -> None:
     before = planted.picture()
     done = planted.overlayrun("apply", "b", data="y\n")
@@ -97,6 +100,7 @@ def test_apply_without_a_terminal_refuses(planted: UserRepo) -> None:
     assert planted.git("status", "--porcelain") == "?? .envrc\n?? new"
 
 
+@pytest.mark.by_both
 def test_a_throwaway_that_would_apply_such_files_is_kept_as_a_branch(repo: UserRepo) -> None:
     done = repo.overlayrun("--rm", "--apply", "--", "sh", "-c", _PLANT)
     (branch,) = repo.records()

@@ -13,6 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # how commits and records are shown
+
 _WORKSPACE_KEYS = {
     *("branch", "id", "repository", "state", "base", "dirty", "target", "created", "prompt", "last_run"),
     *("snapshots", "change", "ahead", "landed", "bytes", "fault"),
@@ -75,6 +77,7 @@ def test_ls_json_has_its_shape(worked: UserRepo) -> None:
     assert item["created"] <= item["last_run"]["started"] <= item["last_run"]["ended"]
 
 
+@pytest.mark.by_both
 def test_bytes_are_those_of_the_workspace_alone(worked: UserRepo) -> None:
     before = _json(worked, "ls")["workspaces"][0]["bytes"]
     worked.inside("head -c 1000000 /dev/urandom >big", branch="fix")
@@ -152,6 +155,7 @@ def test_status_of_nothing(repo: UserRepo) -> None:
     assert _json(repo, "status") == {"tree": tree, "running": []}
 
 
+@pytest.mark.by_both
 def test_status_shows_what_a_run_uses(repo: UserRepo) -> None:
     script = "echo 1 >one; echo ready; while :; do :; done"
     with repo.started("-b", "busy", "--", "sh", "-c", script) as run:
@@ -210,6 +214,7 @@ def test_show_json(worked: UserRepo) -> None:
     assert data["refs"][0] == "refs/heads/fix"
 
 
+@pytest.mark.by_both
 def test_show_names_what_no_snapshot_holds(repo: UserRepo) -> None:
     repo.inside("mkfifo 'pipe\nline'; echo 1 >file")
     assert _json(repo, "show", "b")["left_out"] == [
@@ -340,6 +345,7 @@ def test_diff_runs_no_program_that_attributes_name(repo: UserRepo) -> None:
     assert not list(repo.root.glob("*-ran"))
 
 
+@pytest.mark.by_both
 def test_live_shows_what_a_running_branch_has_now(repo: UserRepo) -> None:
     with repo.started("-b", "b", "--", "sh", "-c", "echo 1 >one; echo ready; cat") as run:
         run.expect("ready")
@@ -415,6 +421,7 @@ def test_a_generated_name_is_found_by_its_own_part(repo: UserRepo) -> None:
     assert repo.overlayrun("diff", "--name-only", branch.removeprefix("overlay/")).out == "one\n"
 
 
+@pytest.mark.by_both
 def test_an_interrupted_branch_is_recovered_before_it_is_shown(repo: UserRepo) -> None:
     with repo.started("-b", "b", "--", "sh", "-c", "echo 1 >one; echo ready; cat") as run:
         run.expect("ready")

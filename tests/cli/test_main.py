@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # words of the command line
+
 COMMANDS = (
     *("run", "exec", "shell", "ls", "status", "show", "log", "diff", "snapshot", "restore"),
     *("apply", "merge", "rm", "gc", "doctor", "config", "completion"),
@@ -62,6 +64,7 @@ def test_an_unknown_word_can_not_write_to_the_terminal(repo: UserRepo) -> None:
         assert not {"\x1b", "\u202e"} & set(done.err)
 
 
+@pytest.mark.by_both
 def test_a_full_disk_is_told_and_no_bug(repo: UserRepo) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -123,6 +126,7 @@ def test_outside_of_a_repository_commands_say_so(repo: UserRepo, tmp_path: Path,
     assert done.ours == [f"not a git repository: {tmp_path}", "hint: cd into one, or make one: git init"]
 
 
+@pytest.mark.by_both
 def test_looking_at_a_repository_makes_no_state(repo: UserRepo) -> None:
     for name in ("ls", "status", "config", "gc"):
         assert repo.overlayrun(name).code == 0
@@ -135,6 +139,7 @@ def test_run_with_its_name_is_the_same_as_without(repo: UserRepo) -> None:
     assert repo.overlayrun("run", "-b", "b", "sh", "-c", "exit $#", "sh", "-b", "--").code == 2
 
 
+@pytest.mark.by_both
 def test_a_bug_ends_with_70_and_leaves_its_traceback_in_a_file(repo: UserRepo) -> None:
     code = "from overlayrun.cli.main import MODULES, run_cli; MODULES['ls'] = 'missing'; run_cli(['ls'])"
     done = subprocess.run(

@@ -14,6 +14,8 @@ from overlayrun.model import CarryPolicy, DirtyPolicy
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what is read from options and from git
+
 
 def _configured(repo: UserRepo, patch: pytest.MonkeyPatch) -> dict[str, Any]:
     for name in ("HOME", "GIT_CONFIG_NOSYSTEM"):
@@ -45,6 +47,7 @@ def test_config_sets_shows_and_unsets(repo: UserRepo) -> None:
     assert repo.overlayrun("config", "idle-timeout", "--unset").code == 0
 
 
+@pytest.mark.by_both
 def test_config_of_all_repositories_is_the_users_own_file(repo: UserRepo) -> None:
     assert repo.overlayrun("config", "--global", "target", "develop").code == 0
     assert repo.git("config", "--global", "overlayrun.target") == "develop"
@@ -97,6 +100,7 @@ def test_configured_values_have_the_options_types(repo: UserRepo, monkeypatch: p
     }
 
 
+@pytest.mark.by_both
 def test_settings_are_found_where_git_finds_them(repo: UserRepo, monkeypatch: pytest.MonkeyPatch) -> None:
     (repo.home / "more").write_text("[overlayrun]\n\tevery = 7\n")
     repo.git("config", "--global", "include.path", "~/more")
@@ -108,6 +112,7 @@ def test_settings_are_found_where_git_finds_them(repo: UserRepo, monkeypatch: py
     assert _configured(repo, monkeypatch) == {"every": 8.0}
 
 
+@pytest.mark.by_both
 def test_a_run_honours_the_settings_and_its_options_win(repo: UserRepo) -> None:
     repo.git("config", "overlayrun.quiet", "true")
     repo.git("config", "overlayrun.dirty", "fail")
@@ -179,6 +184,7 @@ def test_completion_outside_of_a_repository_is_silent(repo: UserRepo) -> None:
     assert (done.out.strip(), done.err) == ("", "")
 
 
+@pytest.mark.by_both
 def test_doctor_tells_each_ability(repo: UserRepo) -> None:
     data = json.loads(repo.overlayrun("doctor", "--json").out)
     assert set(data) == {"schema", "findings", "missing"}
@@ -191,6 +197,7 @@ def test_doctor_tells_each_ability(repo: UserRepo) -> None:
     assert all(f"  {name}" in done.out for name in names)
 
 
+@pytest.mark.by_both
 def test_doctor_names_a_cure_and_ends_with_1(repo: UserRepo) -> None:
     done = repo.overlayrun("doctor", env={"OVERLAYRUN_STATE_DIR": "/proc/overlayrun"})
     assert done.code == 1
@@ -198,6 +205,7 @@ def test_doctor_names_a_cure_and_ends_with_1(repo: UserRepo) -> None:
     assert "cure: " in done.out
 
 
+@pytest.mark.by_both
 def test_doctor_works_outside_of_a_repository(repo: UserRepo) -> None:
     done = repo.overlayrun("doctor", cwd=repo.home)
     assert done.code in (0, 1)

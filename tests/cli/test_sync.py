@@ -10,6 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # words and commits of a merge into a branch
+
 
 @pytest.fixture
 def behind(repo: UserRepo) -> UserRepo:
@@ -48,6 +50,7 @@ def test_a_conflict_names_its_paths_and_what_to_type(behind: UserRepo) -> None:
     assert done.ours == [f"hint: sync later, or inside: overlayrun shell b; git merge {head[:10]}"]
 
 
+@pytest.mark.by_both
 def test_the_commit_that_the_hint_names_can_be_merged_inside(behind: UserRepo) -> None:
     head = behind.git("rev-parse", "main")
     behind.inside(f"git add -A; git commit -qm mine; git merge -q {head[:10]}; cat one two")

@@ -15,6 +15,8 @@ from overlayrun.store.trees import EXECUTABLE, FILE, GITLINK, SYMLINK
 
 from .conflict_world import Clash, Files, Scratch
 
+pytestmark = pytest.mark.shared  # judgements about trees, in objects alone
+
 START = "".join(f"line {number}\n" for number in range(12))
 OURS = START.replace("line 0", "our top").replace("line 6", "our six")
 THEIRS = START.replace("line 11", "their end").replace("line 6", "their six")

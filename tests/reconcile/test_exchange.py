@@ -365,6 +365,7 @@ def test_a_tree_on_another_file_system_is_left_to_git(desk: Desk, loop_disk: Cal
     assert not Path(f"{desk.layout.root}/delivery.json").exists()
 
 
+@pytest.mark.shared  # the order of the steps, by the same calls for both
 @pytest.mark.parametrize("step", _STEPS)
 def test_a_delivery_killed_at_any_step_is_finished_or_undone(desk: Desk, step: str) -> None:
     old, new = _varied(desk)
@@ -385,6 +386,7 @@ def test_a_delivery_killed_at_any_step_is_finished_or_undone(desk: Desk, step: s
     desk.repo.git("fsck", "--strict")
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("step", range(1, 8))
 @pytest.mark.parametrize("path", ["a", "gone", "dir/mine", "made/deep/new"])
 def test_a_save_into_a_tree_that_a_kill_left_half_done_is_kept(desk: Desk, step: int, path: str) -> None:

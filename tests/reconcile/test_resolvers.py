@@ -27,6 +27,8 @@ from overlayrun.workspace.layout import open_state
 
 from .conflict_world import Scratch
 
+pytestmark = pytest.mark.shared  # which resolutions are taken, and what is remembered of them
+
 START = "".join(f"line {number}\n" for number in range(12))
 LIMIT = 300.0
 """Seconds that a resolver may take which is not meant to hang."""
@@ -84,6 +86,7 @@ EDIT = 'python3 -c \'import re; t = open("f").read(); '
 GOOD = EDIT + r"""open("f", "w").write(re.sub("<<<<<<<.*?>>>>>>>[^\n]*", "both six", t, flags=re.S))'"""
 
 
+@pytest.mark.by_both
 def test_an_honest_resolution_is_a_tree_and_leaves_nothing_behind(desk: Desk) -> None:
     before, refs = desk.user.picture(), desk.user.refs()
     done = desk.resolve(GOOD)
@@ -167,6 +170,7 @@ def test_one_that_hangs_is_ended(desk: Desk, until: Callable[..., None]) -> None
     until(lambda: not desk.user.marked(), "the end of what hangs")
 
 
+@pytest.mark.by_both
 def test_what_was_refused_is_kept_to_be_looked_at(desk: Desk) -> None:
     done = desk.resolve(f"{GOOD}; echo 2 >idle; echo seen")
     assert done.workspace
@@ -189,6 +193,7 @@ def test_one_that_cannot_start_says_why(desk: Desk) -> None:
     assert done.workspace is None
 
 
+@pytest.mark.by_both
 def test_a_resolver_dies_with_who_started_it(desk: Desk, until: Callable[..., None]) -> None:
     code = (
         "from overlayrun.reconcile.background import Background; import sys\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import subprocess
 import time
@@ -204,7 +205,7 @@ def _assert_nothing_lost(repo: UserRepo, user: User, branches: dict[str, str]) -
     for name, text in user.saved.items():
         path = repo.root / name
         in_tree = path.is_file() and path.read_text() == text
-        blob = repo.raw_git("hash-object", "--stdin", data=text.encode()).decode().strip()
+        blob = hashlib.sha1(f"blob {len(text)}\0{text}".encode(), usedforsecurity=False).hexdigest()
         assert in_tree or blob in kept, (name, user.told)
     for branch, tip in branches.items():
         assert tip in kept or f"branch -qD {branch}" in user.told, (branch, user.told)
@@ -234,10 +235,10 @@ def _was_so_once(repo: UserRepo, path: str) -> bool:
     return any((line.split()[2] if line else "") == blob for line in listed)
 
 
-@pytest.mark.parametrize("part", range(_PARTS))
+@pytest.mark.parametrize("part", range(SHARE, _PARTS, 2))
 def test_nothing_is_lost_whatever_a_user_does_meanwhile(repo: UserRepo, part: int) -> None:
     place = Place(repo)
-    for number in range(SHARE, _EACH, 2):
+    for number in range(_EACH):
         dice = random.Random(f"{part}/{number}")
         branches = place.prepare(dice)
         user = place.run(dice, dice.choice(((), ("--check", "true"))))
@@ -248,11 +249,11 @@ def test_nothing_is_lost_whatever_a_user_does_meanwhile(repo: UserRepo, part: in
         place.clear()
 
 
-@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("part", [SHARE])
 def test_a_users_commits_and_all_branches_come_together(repo: UserRepo, part: int) -> None:
     """A user who only commits, and branches that do not conflict: in the end main has all of it."""
     place = Place(repo)
-    for number in range(SHARE, 6, 2):
+    for number in range(6):
         dice = random.Random(f"together {part}/{number}")
         renew(repo, {name: {f"new.{name}": f"{dice.getrandbits(64)}\n"} for name in _BRANCHES})
         user = User(repo, dice)

@@ -31,6 +31,8 @@ from reconcile.world import (
     undelivered,
 )
 
+pytestmark = pytest.mark.shared  # which commits land, and the words about it
+
 # Merge
 
 
@@ -229,6 +231,7 @@ def test_a_running_branch_is_not_taken(repo: UserRepo) -> None:
     assert landed(reconcile(repo)) == ["busy"]
 
 
+@pytest.mark.by_both
 def test_an_interrupted_branch_is_recovered_first(repo: UserRepo) -> None:
     with repo.started("-b", "cut", "--", "sh", "-c", "echo x >cut; echo begun; read line") as running:
         running.expect("begun")
@@ -407,6 +410,7 @@ def test_a_branch_that_stands_on_older_rules_needs_no_approval(repo: UserRepo) -
 # Checks
 
 
+@pytest.mark.by_both
 def test_a_check_writes_nowhere_but_in_its_own_workspace(repo: UserRepo) -> None:
     home, user = repo.home / "stolen", repo.root / "stolen"
     _rules(
@@ -423,6 +427,7 @@ def test_a_check_writes_nowhere_but_in_its_own_workspace(repo: UserRepo) -> None
     assert repo.files("main").keys() == {"README", "src/app.py", "tool.sh", "link", "overlayrun.toml", "a"}
 
 
+@pytest.mark.by_both
 def test_a_check_sees_the_very_tree_that_lands(repo: UserRepo) -> None:
     agents(repo, "a", "b")
     repo.write("README", "not committed\n")
@@ -438,6 +443,7 @@ def test_a_check_sees_the_very_tree_that_lands(repo: UserRepo) -> None:
     assert "??" not in log
 
 
+@pytest.mark.by_both
 def test_a_check_that_hangs_is_ended_and_named(repo: UserRepo) -> None:
     agents(repo, "slow", "good")
     hang = f"if [ -e slow ]; then {repo.sleeper()}; fi"
@@ -497,6 +503,7 @@ def test_the_same_tree_is_not_checked_twice(repo: UserRepo) -> None:
     assert len(checks(repo, "a")) == 2
 
 
+@pytest.mark.by_both
 def test_another_environment_is_another_question(repo: UserRepo) -> None:
     agents(repo, "a")
     start = repo.git("rev-parse", "main")
@@ -918,6 +925,7 @@ def test_watch_tells_a_program_one_event_a_line(repo: UserRepo) -> None:
         assert running.process.wait(30) == 0, running.text()
 
 
+@pytest.mark.by_both
 def test_a_target_that_is_just_being_checked_out_gets_its_files_too(repo: UserRepo) -> None:
     repo.git("config", "filter.slow.smudge", "sleep 3; cat")
     repo.commit("start", **{".gitattributes": "slow filter=slow\n", "slow": "x\n"})

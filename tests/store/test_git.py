@@ -7,6 +7,8 @@ import pytest
 from overlayrun.errors import HostError
 from overlayrun.store.git import GitFailed, clean_environment, config_environment, git
 
+pytestmark = pytest.mark.shared  # bytes to and from git's processes
+
 
 def test_big_input_and_big_output_at_once(tmp_path: Path) -> None:
     git(["init", "-q", str(tmp_path)])

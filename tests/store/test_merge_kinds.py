@@ -17,6 +17,8 @@ from overlayrun.store.merger import Merged, MergeEngine
 
 from .history import Checkout, Content, Files, History, Node, Outcome, executable, link, submodule
 
+pytestmark = pytest.mark.shared  # trees that merges of objects give
+
 LINES: Final = "".join(f"line {n}\n" for n in range(20))
 OTHER: Final = "".join(f"other {n}\n" for n in range(20))
 BINARY: Final = bytes(range(256)) * 8
@@ -372,6 +374,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[History, C
 @seed(SHARE)
 @settings(max_examples=32, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(sides=histories())
+@pytest.mark.by_both
 def test_random_histories_merge_as_git_does(
     world: tuple[History, Checkout, MergeEngine],
     sides: tuple[dict[str, Node], list[dict[str, Node]], list[dict[str, Node]]],

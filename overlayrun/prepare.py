@@ -324,11 +324,10 @@ def claim(
 def _make_refs(repository: Repository, name: str, updates: Sequence[RefUpdate]) -> None:
     if repository.known is not None and is_new(repository, name):
         try:
-            repository.known.make_refs(updates)
-            return
+            return repository.known.make_refs(updates)
         except StoreError:  # git itself says better what is in the way
             pass
-    update_refs(repository.common_dir, updates, why="start")
+    return update_refs(repository.common_dir, updates, why="start")
 
 
 def _first_refs(record: Record) -> Iterator[RefUpdate]:

@@ -273,7 +273,7 @@ class Watcher:
 
     def __init__(self, watchdog: Watchdog, orders: int, userns: int) -> None:
         self._reports, write = os.pipe()
-        self._pid = os.fork()
+        self._pid = syscalls.clone(0)  # half a megabyte less than by os.fork
         if self._pid == 0:
             _watch(watchdog, orders, userns, write)
         os.close(write)

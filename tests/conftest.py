@@ -403,13 +403,21 @@ def _repo_to_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.root
 
 
+def copy_repo(template: Path, place: Path) -> UserRepo:
+    """Make a home and a repository like `repo` in `place`, for a fixture that many tests share."""
+    made = _user(place)
+    made.home.mkdir(exist_ok=True)
+    (made.home / ".gitconfig").write_text(_GITCONFIG)
+    shutil.copytree(template, made.root, symlinks=True)
+    made.git("update-index", "-q", "--refresh")  # the copies are other files to it
+    return made
+
+
 @pytest.fixture
 def repo(tmp_path: Path, home: Path, _repo_to_copy: Path) -> UserRepo:
     """A repository with a few files in two commits, on main."""
-    made = _user(tmp_path)
+    made = copy_repo(_repo_to_copy, tmp_path)
     assert made.home == home
-    shutil.copytree(_repo_to_copy, made.root, symlinks=True)
-    made.git("update-index", "-q", "--refresh")  # the copies are other files to it
     return made
 
 

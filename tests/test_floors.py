@@ -136,10 +136,12 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
             *("batch.needs", "batch.making", "batch.tasks"),
             # What one attempt does.
             *(
+                "batch.quarantine",
                 "batch.bundles",
                 "batch.transcript",
                 "batch.classify",
                 "batch.artifacts",
+                "batch.leavings",
                 "batch.attempt",
                 "batch.engines.local",
             ),

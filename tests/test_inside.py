@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from conftest import UserRepo, _user
+from conftest import UserRepo, copy_repo
 
 from overlayrun.answers import Answers
 from overlayrun.errors import UsageError
@@ -83,10 +82,7 @@ class Story:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, _repo_to_copy: Path) -> Story:
     place = tmp_path_factory.mktemp("inside")
-    shutil.copytree(_repo_to_copy.parent / "home", place / "home")
-    shutil.copytree(_repo_to_copy, place / "repo", symlinks=True)
-    repo = _user(place)
-    repo.git("update-index", "-q", "--refresh")
+    repo = copy_repo(_repo_to_copy, place)
     for name in ("taken", "meant"):
         repo.git("branch", name)
     repo.inside("true", "--into", "meant", branch="other")

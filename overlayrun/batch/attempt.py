@@ -16,23 +16,18 @@ from typing import Any, Final
 from overlayrun.batch.artifacts import Made, mask, secret_values, write_artifacts
 from overlayrun.batch.classify import End, Facts, classify
 from overlayrun.batch.layout import BatchLayout
+from overlayrun.batch.leavings import free_branch, keep, keep_left
 from overlayrun.batch.result import CheckResult, Result
 from overlayrun.batch.task import Attempt, Outcome
 from overlayrun.batch.transcript import AGENTS, Transcript, read_transcript
 from overlayrun.errors import HostError, OverlayrunError, UsageError
 from overlayrun.files import read_bytes, write_new, write_whole
 from overlayrun.model import AgentState, CarryPolicy, CommitId, DirtyPolicy, HomePolicy, RunOptions
-from overlayrun.prepare import is_new
-from overlayrun.recover import recover
-from overlayrun.removal import drop
 from overlayrun.run import Witness, run_command
 from overlayrun.store.importer import expect_unmoved
 from overlayrun.store.location import Repository
-from overlayrun.store.refs import RefUpdate, branch_ref
-from overlayrun.store.repo import Repo
-from overlayrun.workspace.catalogue import find_exact
+from overlayrun.store.refs import base_ref, branch_ref, flush_refs
 from overlayrun.workspace.layout import Layout
-from overlayrun.workspace.lock import lock
 from overlayrun.workspace.record import Record
 
 _ENDING: Final = frozenset({signal.SIGTERM, signal.SIGHUP})
@@ -56,6 +51,17 @@ _OF_CHECK: Final[Mapping[str, Any]] = {
     "dirty": DirtyPolicy.IGNORE,
 }
 Tell = Callable[[str], None]
+
+__all__ = [
+    "Reports",
+    "Shared",
+    "free_branch",
+    "keep_left",
+    "last_number",
+    "make_attempt",
+    "options_of",
+    "streams",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +182,7 @@ class _Attempting:
         self.place = shared.place.attempt(attempt.key)
         self.options = shared.options
         self.course = _Course(time.time())
+        self.first_refs: list[str] = []
 
     def through(self) -> Result:
         course, task, place = self.course, self.attempt.task, self.place
@@ -210,6 +217,7 @@ class _Attempting:
         place = self.shared.layout.workspace(record.id)
         write_new(place.attempt, self.attempt.ref.encode())
         expect_unmoved(place.git_upper)
+        self.first_refs = [branch_ref(record.branch), base_ref(record.id)]
 
     def _command(self, options: RunOptions, argv: tuple[str, ...], witness: Witness) -> int:
         """Run a command to its end. Raises OverlayrunError where it could not be started."""
@@ -245,7 +253,7 @@ class _Attempting:
             return
         assert ending.taken.tip is not None
         git_dir = self.shared.repository.common_dir
-        _keep(git_dir, self.attempt.ref, ending.taken.tip)
+        keep(git_dir, self.attempt.ref, ending.taken.tip)
         course.made = Made(
             git_dir=git_dir,
             base=self.attempt.base,
@@ -331,6 +339,7 @@ class _Attempting:
             score=course.score,
             notes=tuple(mask(note, secrets) for note in (*course.notes, *said.notes)),
         )
+        flush_refs(self.shared.repository.common_dir, self.first_refs)
         write_whole(self.place.result, json.dumps(result.to_json()).encode(), durable=True)
         return result
 
@@ -388,83 +397,3 @@ def _has_text(path: str) -> bool:
             if data.strip():
                 return True
     return False
-
-
-def free_branch(repository: Repository, layout: Layout, attempt: Attempt, tell: Tell) -> None:
-    """Make the branch's name free for an attempt: what an earlier one made is kept by that one's own ref.
-
-    Its workspace is dropped. Raises UsageError where the name belongs to anything else, OverlayrunError where
-    what it holds can't be kept: then nothing is dropped.
-    """
-    if is_new(repository, attempt.task.branch):
-        return
-    record = find_exact(layout, attempt.task.branch)
-    if record is None:
-        return
-    place = layout.workspace(record.id)
-    held = lock(place.lock)
-    try:
-        ref = _mark_of(place.attempt)
-        if not ref and record.last_run is None and not os.listdir(place.upper):  # killed before it began
-            ref = attempt.ref
-        if not ref.startswith(attempt.ref.rpartition("/")[0] + "/"):
-            raise UsageError(
-                f"branch {record.branch} has a workspace that is no attempt's of this task",
-                hint=f"give the task another branch, or: overlayrun rm {record.branch}",
-            )
-        _keep_branch(repository, layout, record, ref, tell)
-        drop(layout, record, branch=True)
-    finally:
-        os.close(held)
-
-
-def keep_left(repository: Repository, layout: Layout, attempt: Attempt, tell: Tell) -> CommitId | None:
-    """Keep what an attempt that was killed has left, by its ref; None where it made nothing.
-
-    Raises WorkspaceBusy while something of it lives, OverlayrunError where its snapshot can't be taken.
-    """
-    kept = Repo(repository.common_dir).ref(attempt.ref)
-    record = find_exact(layout, attempt.task.branch)
-    if kept is not None or record is None:
-        return kept
-    place = layout.workspace(record.id)
-    if _mark_of(place.attempt) != attempt.ref:
-        return None
-    held = lock(place.lock)
-    try:
-        return _keep_branch(repository, layout, record, attempt.ref, tell)
-    finally:
-        os.close(held)
-
-
-def _keep_branch(
-    repository: Repository, layout: Layout, record: Record, ref: str, tell: Tell
-) -> CommitId | None:
-    """Let `ref` keep a workspace's work, whose lock the caller holds; None for a branch still at its base."""
-    record = Record.load(layout.workspace(record.id).record)
-    recover(repository, layout, record, tell)
-    repo = Repo(record.common_dir)
-    tip = repo.ref(branch_ref(record.branch))
-    if tip is None or tip == record.base:
-        return None
-    kept = repo.ref(ref)
-    if kept is None:
-        _keep(record.common_dir, ref, tip)
-    elif kept != tip and not repo.is_ancestor(tip, kept):
-        raise UsageError(
-            f"branch {record.branch} holds work that came after its attempt",
-            hint=f"give it a name: git branch NEW-NAME {record.branch}, then: overlayrun rm {record.branch}",
-        )
-    return tip
-
-
-def _keep(git_dir: str, ref: str, tip: CommitId) -> None:
-    """Make an attempt's ref. Raises RefMoved where it is there: it never moves."""
-    Repo(git_dir).move_refs([RefUpdate(ref, tip, None)], why="attempt")
-
-
-def _mark_of(path: str) -> str:
-    try:
-        return read_bytes(path).decode("utf-8", "replace")
-    except FileNotFoundError:
-        return ""

@@ -92,7 +92,9 @@ def _drafts(
     own: set[str] = set()
     for combination in product(*matrix.values()):
         parts = [stem, *(slug(value) or "x" for value in combination)]
-        base = _free("-".join(part for part in parts if part), count, (own, others), counters)
+        name = "-".join(part for part in parts if part)
+        # An id that was given and is the task's only one stays, however long.
+        base = name if name == given and count == 1 else _free(_bounded(name), count, (own, others), counters)
         values = dict(zip(matrix, combination, strict=True))
         for number in range(1, count + 1):
             name = f"{base}-{number}" if count > 1 else base
@@ -117,7 +119,6 @@ def _stem(source: Fields, matrix: Mapping[str, object]) -> str:
 
 def _free(name: str, count: int, taken: Sequence[Iterable[str]], counters: dict[str, int]) -> str:
     """`name`, or `name-2` and so on: the first that is free together with the names of its tries."""
-    name = _bounded(name)
     number = counters.get(name, 1)
     while True:
         free = f"{name}-{number}" if number > 1 else name

@@ -30,6 +30,10 @@ class Fields:
     values: Mapping[str, Any]
     places: Mapping[str, tuple[int | None, Path]]
 
+    def is_own(self, name: str) -> bool:
+        """Whether the task itself says a field."""
+        return self.places.get(name, (None, ()))[1][:1] == ("tasks",)
+
     def problem(self, name: str, message: str) -> Problem:
         """Something wrong with a field; with the task where it has none of that name."""
         line, path = self.places.get(name, (self.line, self.path))

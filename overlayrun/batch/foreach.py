@@ -35,6 +35,8 @@ def matching(globs: Sequence[str], tracked: Callable[[], Sequence[str]], note: N
 
 def _glob_pattern(glob: str) -> str:
     """A regular expression for a glob as git's `:(glob)` reads it: `**` spans directories, `*` does not."""
+    if glob == "**":
+        return ".+"
     parts = re.split(r"(\*\*/|/\*\*$|\*+|\?|\[[!^]?\]?[^\]/]*\])", glob)
     return "".join(_glob_part(part) for part in parts)
 

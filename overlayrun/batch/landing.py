@@ -76,9 +76,10 @@ def is_chosen(report: TaskReport) -> bool:
 
 
 def _named(reports: Sequence[TaskReport], name: str) -> list[TaskReport]:
-    """The task of that id, else all of that group."""
+    """The task of that id, with the other tries before its judge; else all of that group."""
     found = [report for report in reports if report.task.id == name]
-    return found or [report for report in reports if report.task.group == name]
+    group = found[0].task.group if found and found[0].task.judge else name
+    return [report for report in reports if name == report.task.id or report.task.group == group]
 
 
 def _waves(reports: Sequence[TaskReport]) -> Iterator[list[TaskReport]]:

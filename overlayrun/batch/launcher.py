@@ -25,7 +25,7 @@ from overlayrun.batch.engines.local import LocalEngine
 from overlayrun.batch.layout import BatchLayout
 from overlayrun.batch.parcel import options_from_json
 from overlayrun.batch.task import Attempt
-from overlayrun.errors import HostError, OverlayrunError
+from overlayrun.errors import OverlayrunError
 from overlayrun.store.location import find_repository
 from overlayrun.supervisor import PASSED_ON
 from overlayrun.workspace.layout import open_state
@@ -84,9 +84,12 @@ class Launcher:
         theirs.close()
         return cls(pid, ours)
 
-    def listen(self) -> None:
-        """Begin to hear what it says, in a thread of its own. Before this nothing is to be submitted."""
-        self._reader = Thread(target=self._read, name="launcher", daemon=True)
+    def listen(self, at_end: Callable[[], object]) -> None:
+        """Begin to hear what it says, in a thread of its own. Before this nothing is to be submitted.
+
+        at_end: called there when the launcher has ended.
+        """
+        self._reader = Thread(target=self._read, args=(at_end,), name="launcher", daemon=True)
         self._reader.start()
 
     def submit(self, order: Order) -> SimpleQueue[Message]:
@@ -120,7 +123,7 @@ class Launcher:
             if news is not None:
                 news.put({"event": "lost", "why": GONE})
 
-    def _read(self) -> None:
+    def _read(self, at_end: Callable[[], object]) -> None:
         for message in _messages(self._connection):
             news = self._waiting.get(str(message["key"]))
             if news is None:
@@ -130,6 +133,7 @@ class Launcher:
             news.put(message)
         for news in list(self._waiting.values()):
             news.put({"event": "lost", "why": GONE})
+        at_end()
 
 
 def _become(ours: socket.socket, theirs: socket.socket, slots: int) -> None:
@@ -174,15 +178,15 @@ class _Serving:
             self._tell_news()
         # A hang must not keep an agent alive whose worker is gone: attempts die with us.
         signal.alarm(_LAST)
-        for engine in self._engines.values():
-            engine.close()
+        for key in self._running:
+            self._cancel(key)
+        while self._running:
+            select.select([ended], [], [], _LOOK)
+            self._tell_news()
 
     def _obey(self, message: Message) -> None:
         if message["do"] == "cancel":
-            engine = self._running.get(message["key"])
-            if engine is not None:
-                _, task, number = message["key"].split("/")
-                engine.cancel((task, int(number)))
+            self._cancel(message["key"])
             return
         order = Order(
             work=message["work"],
@@ -197,6 +201,12 @@ class _Serving:
             self._running[order.key] = engine
         except (OverlayrunError, OSError) as err:
             self._send(order.key, "lost", why=f"it could not be started: {_words(err)}")
+
+    def _cancel(self, key: str) -> None:
+        engine = self._running.get(key)
+        if engine is not None:
+            _, task, number = key.split("/")
+            engine.cancel((task, int(number)))
 
     def _engine(self, order: Order) -> LocalEngine:
         """The engine of an order's run; engines of other runs that have nothing to do any more are closed."""
@@ -223,8 +233,8 @@ class _Serving:
     def _send(self, key: str, event: str, **more: Any) -> None:
         try:
             self._connection.sendall(json.dumps({"key": key, "event": event, **more}).encode() + b"\n")
-        except OSError as err:
-            raise HostError("the worker is gone") from err
+        except OSError:
+            pass  # the worker is gone: the end of its side says so
 
 
 def _child_ends() -> socket.socket:

@@ -168,6 +168,8 @@ class _Making:
 
     def _words(self, prompt: str | None) -> tuple[str, ...]:
         agent, command = self.given.get("agent"), self.given.get("command")
+        if agent is None and self.draft.fields.is_own("model"):
+            self.wrong("model", "goes with an agent, and there is none")
         if agent is not None and agent not in self.maker.agents:
             self.wrong("agent", _no_agent(agent, sorted(self.maker.agents)))
         if isinstance(command, str):

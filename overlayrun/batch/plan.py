@@ -120,7 +120,8 @@ class Plan:
         running = self.facts.running
         if self.facts.stop is not None:
             cancels = tuple(running) if self.facts.stop.ends_what_runs else ()
-            return Decision(cancels=cancels, wake=self._deadline(), over=not running)
+            wake = None if self.facts.stop.ends_what_runs else self._deadline()
+            return Decision(cancels=cancels, wake=wake, over=not running)
         window = Window(self.settings, self.facts, now, hosts, room)
         for task in sorted(waiting, key=lambda task: self._places[task.id]):
             if window.is_closed:

@@ -95,28 +95,35 @@ def publish(
 ) -> tuple[Published, ...]:
     """Push each tip as the new branch `<prefix>/<task>`, and nothing else; in the order given.
 
-    A branch that is there with another commit is refused, by itself; with the same, all is well. Of the rest
-    the remote takes all or none, where it can. remote: a name or a URL. The user's pre-push hook runs.
+    A branch that is there with another commit is refused, by itself; with the same, all is well. The rest goes
+    in one atomic push where the remote can and has nothing against any of it, else each by itself. remote: a
+    name or a URL. The user's pre-push hook runs.
     Raises UsageError for a prefix or remote that is none, and in CI for a pull request from a fork, whose
     author must not get branches into the repository; StoreError where the remote can't be asked.
     """
-    branches = {each.task: branch_of(prefix, each.task) for each in wanted}
+    branches = [branch_of(prefix, each.task) for each in wanted]
     check_source(remote, allow, environ)
-    there = _branches(git_dir, remote, sorted(set(branches.values())), environ)
+    there = _branches(git_dir, remote, sorted(set(branches)), environ)
     repo = Repo(git_dir)
-    found: dict[str, Published] = {}
-    for each in wanted:
-        branch = branches[each.task]
+    found: list[Published] = []
+    for each, branch in zip(wanted, branches, strict=True):
         state, detail = State.PUBLISHED, None
-        if there.get(branch, each.tip) != each.tip:
+        if any(other.branch == branch for other in found):
+            state, detail = State.REFUSED, "another task is published as that"
+        elif there.get(branch, each.tip) != each.tip:
             state, detail = State.REFUSED, f"the remote's branch holds another commit: {there[branch][:10]}"
         elif branch in there:
             state = State.THERE
         elif Allow.CI_FILES not in allow and (names := _ci_files(repo, each)):
             state, detail = State.REFUSED, f"it changes what CI runs with the project's secrets: {names}"
-        found[each.task] = Published(publication=each, branch=branch, state=state, detail=detail)
-    _push_all(git_dir, remote, found, environ)
-    return tuple(found.values())
+        found.append(Published(publication=each, branch=branch, state=state, detail=detail))
+    refused = _push_all(git_dir, remote, [one for one in found if one.state is State.PUBLISHED], environ)
+    return tuple(
+        replace(one, state=State.REFUSED, detail=refused[one.branch])
+        if one.state is State.PUBLISHED and one.branch in refused
+        else one
+        for one in found
+    )
 
 
 def _clean(text: str) -> str:
@@ -211,9 +218,11 @@ def _ci_files(repo: Repo, each: Publication) -> str | None:
     return one_line(", ".join(ascii(os.fsdecode(path))[1:-1] for path in paths)) or None
 
 
-def _push_all(git_dir: str, remote: str, found: dict[str, Published], environ: Mapping[str, str]) -> None:
-    """Push what is to be published; what the remote refuses is marked so."""
-    left = [each for each in found.values() if each.state is State.PUBLISHED]
+def _push_all(
+    git_dir: str, remote: str, left: Sequence[Published], environ: Mapping[str, str]
+) -> dict[str, str]:
+    """Push some at a time; branches that the remote did not take, and why."""
+    found: dict[str, str] = {}
     for begin in range(0, len(left), _AT_ONCE):
         several = left[begin : begin + _AT_ONCE]
         refused = _push(git_dir, remote, several, environ, atomic=True)
@@ -221,11 +230,9 @@ def _push_all(git_dir: str, remote: str, found: dict[str, Published], environ: M
         if others:
             # One branch's refusal, or a remote that can't do all or none, is no reason to keep the others.
             again = _push(git_dir, remote, others, environ, atomic=False)
-            refused = {each.branch: refused.get(each.branch, "") for each in several if each not in others}
-            refused |= again
-        for each in several:
-            if why := refused.get(each.branch):
-                found[each.publication.task] = replace(each, state=State.REFUSED, detail=why)
+            refused = {branch: why for branch, why in refused.items() if "atomic" not in why} | again
+        found |= refused
+    return found
 
 
 def _push(

@@ -74,7 +74,7 @@ def _unknown_keys(path: Path, error: Any) -> Iterator[tuple[Path, str]]:
     known = error.schema["properties"]
     for key in error.instance:
         if key not in known:
-            yield (*path, key), f"is nothing known{_hint(key.lower().replace('-', '_'), known)}"
+            yield (*path, key), f"is no known field{_hint(key.lower().replace('-', '_'), known)}"
 
 
 def _sentence(error: Any) -> str:

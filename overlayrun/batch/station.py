@@ -19,13 +19,13 @@ from distributed import Worker, get_worker
 
 from overlayrun.batch.address import host_of, is_loopback
 from overlayrun.batch.calls import RESOURCE, STATIONS, Answer, WorkerSettings
-from overlayrun.batch.launcher import Launcher, Message, Order
+from overlayrun.batch.launcher import GONE, Launcher, Message, Order
 from overlayrun.batch.layout import BatchLayout
 from overlayrun.batch.mirror import Mirror
 from overlayrun.batch.parcel import LARGEST_BUNDLE, pack_files, version
 from overlayrun.batch.security import security_of
 from overlayrun.batch.task import Attempt
-from overlayrun.errors import OverlayrunError, StoreError
+from overlayrun.errors import HostError, OverlayrunError, StoreError
 from overlayrun.workspace.layout import open_state
 
 _LOOK: Final = 0.5  # seconds between looks at whether an attempt is still wanted
@@ -165,15 +165,17 @@ def _end_of(attempt: Attempt) -> float | None:
 
 
 def serve(settings: WorkerSettings, launcher: Launcher, tell: Callable[[str], None]) -> int:
-    """Be a worker of the scheduler until a signal says stop; the exit status."""
-    launcher.listen()
+    """Be a worker of the scheduler until a signal says stop; the exit status.
+
+    Raises HostError when the launcher has died: nothing can be started here any more.
+    """
     logging.getLogger("distributed").setLevel(logging.WARNING)
     name = settings.name or f"{socket.gethostname()}-{os.getpid()}"
     station = _Station(settings, name, launcher)
     STATIONS.append(station)
     try:
         with dask.config.set(_CONFIG):
-            asyncio.run(_Connecting(settings, station, tell).until_stopped())
+            asyncio.run(_Connecting(settings, station, tell).until_stopped(launcher))
     finally:
         STATIONS.remove(station)
         launcher.close()
@@ -189,11 +191,14 @@ class _Connecting:
         self._station = station
         self._tell = tell
         self._said = ""
+        self._is_broken = False
         self._stop = asyncio.Event()
 
-    async def until_stopped(self) -> None:
+    async def until_stopped(self, launcher: Launcher) -> None:
+        loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._stop.set)
+        launcher.listen(lambda: None if loop.is_closed() else loop.call_soon_threadsafe(self._break))
         failed = 0
         while not self._stop.is_set():
             try:
@@ -203,6 +208,12 @@ class _Connecting:
                 self._say(f"waiting for the scheduler at {self._settings.scheduler}: {_cause(err)}")
                 await self._pause(_PAUSES[min(failed, len(_PAUSES) - 1)])
                 failed += 1
+        if self._is_broken:
+            raise HostError(GONE, hint="start the worker again")
+
+    def _break(self) -> None:
+        self._is_broken = True
+        self._stop.set()
 
     async def _once(self) -> None:
         """Connect, and serve until the connection or our time is over."""

@@ -165,7 +165,8 @@ def _note_cycles(tasks: Sequence[Task], drafts: Sequence[Draft], note: Note) -> 
     for cycle in cycles(needs):
         some = [*cycle[:_MOST_NAMED], "...", cycle[-1]] if len(cycle) > _MOST_NAMED + 1 else cycle
         message = f"waits for itself: {' needs '.join(some)}"
-        note(by_id[cycle[0]].fields.problem("needs", message))
+        fields = by_id[cycle[0]].fields
+        note(fields.problem("needs" if "needs" in fields.places else "base", message))
 
 
 def _note_branches(tasks: Sequence[Task], drafts: Sequence[Draft], note: Note) -> None:

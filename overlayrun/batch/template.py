@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 # A brace after `$` or `@` is a shell's, JavaScript's or a revision's own (`${HOME}`, `main@{upstream}`); one
@@ -78,21 +78,3 @@ def slug(text: str, most: int = _LONGEST_NAME) -> str:
         whole, dash, _ = name[: most + 1].rpartition("-")
         name = (whole if dash and len(whole) > most // 2 else name[:most]).strip("-._")
     return re.sub(r"\.lock$", "-lock", name, flags=re.IGNORECASE)
-
-
-def fault_of_id(text: str) -> str | None:
-    """Why a text is no id of a task; None where it is one."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
-        return "takes letters, digits and . _ - alone, a letter or digit first, 100 at most"
-    if ".." in text or text.endswith((".", ".lock")):
-        return "can't be a part of a git ref: no .. in it, no . or .lock at its end"
-    return None
-
-
-def numbered(name: str, taken: Collection[str]) -> str:
-    """`name`, or `name-2` and so on where it is taken."""
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name}-{number}"
-    return free

@@ -11,7 +11,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 LONGEST_LINE: Final = 4 << 20
 MOST_READ: Final = 128 << 20
@@ -153,11 +153,11 @@ def read_transcript(agent: str | None, output: str, errors: str, status: int | N
     known = AGENTS.get(agent) if agent else None
     heard = Heard()
     if known is None:
-        heard.say(_whole_text(output))
+        heard.say(_read(output, 0, _LONGEST_PIECE))
     else:
         for event in _events(output, heard):
             known.hear(heard, event)
-    _hear_errors(heard, known, _tail(errors), failed=bool(status))
+    _hear_errors(heard, known, _read(errors, -_TAIL, _TAIL), failed=bool(status))
     return Transcript(
         agent=known.name if known else None,
         text=heard.text(),
@@ -211,28 +211,26 @@ def _lines(path: str, heard: Heard) -> Iterator[bytes]:
     except OSError:
         return
     with file:
-        read = 0
-        while (line := file.readline(LONGEST_LINE)) and read < MOST_READ:
-            read += len(line)
-            is_whole = len(line) < LONGEST_LINE or line.endswith(b"\n")
-            if is_whole:
+        left = MOST_READ
+        while left > 0 and (line := file.readline(LONGEST_LINE)):
+            left -= len(line)
+            if len(line) < LONGEST_LINE or line.endswith(b"\n"):
                 yield line
             else:
                 heard.notes["a line of its output was too long to be read"] = None
-                while read < MOST_READ and (rest := file.readline(LONGEST_LINE)):
-                    read += len(rest)
-                    if rest.endswith(b"\n"):
-                        break
-        if line:
+                left -= _skip_line(file, left)
+        if file.read(1):
             heard.notes["its output was too long to be read to the end"] = None
 
 
-def _whole_text(path: str) -> str:
-    return _read(path, 0, _LONGEST_PIECE)
-
-
-def _tail(path: str) -> str:
-    return _read(path, -_TAIL, _TAIL)
+def _skip_line(file: BinaryIO, most: int) -> int:
+    """Read on to the end of the line; how many bytes that was."""
+    read = 0
+    while read < most and (rest := file.readline(LONGEST_LINE)):
+        read += len(rest)
+        if rest.endswith(b"\n"):
+            break
+    return read
 
 
 def _read(path: str, begin: int, most: int) -> str:

@@ -31,6 +31,7 @@ from overlayrun.batch.reports.summary import summary_of
 from overlayrun.batch.result import BatchReport
 from overlayrun.batch.task import Task
 from overlayrun.batch.tasks import expand, plan_rows, rates, shard
+from overlayrun.cli.batch_engine import dask_engine, reach
 from overlayrun.cli.batch_lines import Lines, Silence, ended, heading, next_steps
 from overlayrun.cli.batch_options import Typed, batch_options, run_wide_options
 from overlayrun.cli.batch_publish import (
@@ -49,7 +50,7 @@ from overlayrun.cli.reconcile import Report
 from overlayrun.cli.render import count_text, on_terminal, say, say_json, say_table
 from overlayrun.cli.telling import tell
 from overlayrun.errors import UsageError
-from overlayrun.model import DirtyPolicy, RunOptions
+from overlayrun.model import AgentState, DirtyPolicy, RunOptions
 from overlayrun.reconcile.settings import ExecPolicy, Settings, read_settings
 from overlayrun.store.location import Repository
 from overlayrun.workspace.layout import open_state
@@ -116,7 +117,7 @@ def batch_command(ctx: click.Context, /, **given: Any) -> int:
     if typed.listed:
         return say_runs(opened.layout, as_json=typed.as_json)
     if typed.source:
-        return publish_results(opened, typed)
+        return publish_results(opened, typed.values)
     if typed.resume or typed.rerun:
         return _run(opened, *_taken_up(opened, typed, command), typed)
     return _new(opened, typed, command)
@@ -132,6 +133,8 @@ def _new(opened: Opened, typed: Typed, command: tuple[str, ...]) -> int:
     repository = opened.repository
     options = _options(repository, typed)
     check_publication(typed.values)
+    if typed.engine:
+        reach(repository.root, typed.engine, typed.values)
     if typed.dry_run:
         return _show_plan(_expanded(document, typed, command, run="RUN"), as_json=typed.as_json)
     place = create_run(open_state(repository.common_dir))
@@ -180,10 +183,13 @@ def _expanded(document: Document | None, typed: Typed, command: tuple[str, ...],
 
 def _options(repository: Repository, typed: Typed) -> RunOptions:
     """Options of every attempt's run."""
-    given = {**configured(repository.root, repository.common_dir), **typed.run_wide()}
-    if "dirty" not in typed.run_wide():
-        given["dirty"] = DirtyPolicy.IGNORE  # every task starts from the same, whatever you save meanwhile
-    return run_options({**given, "quiet": True})
+    ours = {
+        "dirty": DirtyPolicy.IGNORE,  # every task starts from the same, whatever you save meanwhile
+        # Agents that start at the same moment fight for one database, and a batch would fill your own list.
+        "agent_state": AgentState.PRIVATE,
+        "quiet": True,
+    }
+    return run_options({**configured(repository.root, repository.common_dir), **ours, **typed.run_wide()})
 
 
 def _kept(typed: Typed) -> dict[str, Any]:
@@ -252,8 +258,6 @@ def _run(opened: Opened, place: BatchLayout, planned: Planned, rerun: Rerun | No
 def _engine(shared: Shared, planned: Planned, results: Mapping[str, Any]) -> tuple[Engine, Capacity | None]:
     if planned.engine == HOST:
         return LocalEngine(shared, planned.settings.jobs, tell), Capacity(shared.layout.root)
-    from overlayrun.cli.batch_engine import dask_engine  # an extra
-
     return dask_engine(shared, planned.engine, results), None
 
 
@@ -276,7 +280,7 @@ def is_wanted_by(item: Any, carriers: Any) -> bool:
 
 
 def _landing_settings(opened: Opened, report: BatchReport, results: Mapping[str, Any]) -> Settings:
-    """The reconciler's settings; its check is the tasks' own, where all have the same and nobody says else."""
+    """The reconciler's settings; without a check, the one that all tasks have."""
     settings = read_settings(opened.repository.root)
     checks = {task.task.check for task in report.tasks}
     common = checks.pop() if len(checks) == 1 else None

@@ -15,8 +15,11 @@ from overlayrun.batch.publish import (
     publish,
 )
 from overlayrun.batch.result import BatchReport
+from overlayrun.batch.takeover import Received, import_bundles
 from overlayrun.cli.batch_lines import safe
 from overlayrun.cli.opened import Opened
+from overlayrun.cli.render import say, say_json
+from overlayrun.cli.telling import tell
 from overlayrun.errors import UsageError
 
 
@@ -61,5 +64,40 @@ def published_status(done: Sequence[Published]) -> int:
     return int(any(each.state is State.REFUSED for each in done))
 
 
-def publish_results(opened: Opened, typed: object) -> int:
-    raise NotImplementedError
+def publish_results(opened: Opened, given: Mapping[str, Any]) -> int:
+    """Take in the results of other jobs (`--from`) and publish them; the exit code."""
+    check_publication(given)
+    if not given.get("publish"):
+        raise UsageError("--from belongs to --publish", hint="--from DIR --publish origin --prefix agents")
+    head = opened.repository.head
+    if head is None:
+        raise UsageError("this repository has no commit yet", hint="publish from a clone of what the job had")
+    received = [
+        each for place in given["source"] for each in import_bundles(place, opened.repo.git_dir, head)
+    ]
+    sound = [each.publication for each in received if each.problem is None]
+    done = _publish(opened, sound, opened.repository.branch, given)
+    faults = [each for each in received if each.problem is not None]
+    if given["as_json"]:
+        say_json({"published": [_shape(each) for each in done], "faults": [_fault(each) for each in faults]})
+    else:
+        for line in published_lines(done):
+            say(line)
+        for each in faults:
+            tell(f"{each.publication.task}: not taken: {safe(each.problem or '')}")
+    return int(bool(faults)) or published_status(done)
+
+
+def _shape(each: Published) -> dict[str, Any]:
+    return {
+        "task": each.publication.task,
+        "branch": each.branch,
+        "tip": each.publication.tip,
+        "state": each.state.value,
+        "detail": each.detail,
+        "pull_request": each.pull_request,
+    }
+
+
+def _fault(each: Received) -> dict[str, Any]:
+    return {"task": each.publication.task, "ref": each.ref, "problem": each.problem}

@@ -39,7 +39,7 @@ def _shape(place: BatchLayout) -> dict[str, Any]:
         "run": place.run,
         "state": state,
         "began": os.stat(place.plan).st_mtime,
-        "status": summary.get("exit_code"),
+        "status": summary.get("status"),
         "seconds": summary.get("seconds"),
         "tasks": summary.get("counts", {}),
         "report": page if os.path.exists(page) else None,

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.cli.telling import show_error, tell
-from overlayrun.errors import OverlayrunError
+from overlayrun.errors import OverlayrunError, UsageError
 
 RUN_FAILED: Final = 125  # ours, where the other codes are the command's
 USAGE: Final = 2
@@ -25,6 +25,8 @@ PIPE_CLOSED: Final = 141  # as a shell shows SIGPIPE
 # What a disk or its owner can do to any command.
 _NO_BUGS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _LIKE_A_RUN: Final = frozenset({"run", "exec", "shell"})
+# A job must tell a file of tasks that is wrong (2) from a machine that can't (3).
+_IN_CI: Final = frozenset({"batch", "worker"})
 
 # A module is loaded when its command is called. Order: as the help shows them.
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
@@ -182,7 +184,7 @@ def _carry_out(words: list[str], ours: int | None) -> int:
         return ours or USAGE
     except OverlayrunError as err:
         show_error(err)
-        return ours or FAILED
+        return ours or (USAGE if isinstance(err, UsageError) and words[0] in _IN_CI else FAILED)
     except BrokenPipeError:
         return PIPE_CLOSED
     except Exception as err:  # noqa: BLE001  # the one place: what else escapes is a bug of ours

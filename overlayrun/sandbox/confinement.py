@@ -15,7 +15,7 @@ from overlayrun.sandbox.limits import LimitOptions, apply_rlimits
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Any, Self
+    from typing import Any, Final, Self
 
 
 class Confinement:
@@ -70,10 +70,18 @@ class Confinement:
         return namespaces.SANDBOX_NAMESPACES & ~left_out | own_network
 
 
+# What one process has assembled, those that it forks need not.
+_PROGRAMS: Final[dict[tuple[bool, bool, bool], bytes]] = {}
+
+
 def filter_program(confinement: Confinement, *, heard: bool) -> bytes:
     """The seccomp filter; heard: see `seccomp.assemble`. Raises HostError."""
-    machine = os.uname().machine
-    return seccomp.assemble(machine, ptrace=confinement.ptrace, userns=confinement.userns, heard=heard)
+    chosen = (confinement.ptrace, confinement.userns, heard)
+    if chosen not in _PROGRAMS:
+        ptrace, userns, heard = chosen
+        machine = os.uname().machine
+        _PROGRAMS[chosen] = seccomp.assemble(machine, ptrace=ptrace, userns=userns, heard=heard)
+    return _PROGRAMS[chosen]
 
 
 def confine(confinement: Confinement, *, is_filtered: bool = False) -> None:

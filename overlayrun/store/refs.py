@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from overlayrun.errors import RefMoved, UsageError
 from overlayrun.model import ZERO_ID, BranchName, CommitId
 from overlayrun.store.git import GitFailed, git
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Final
 
 OWN: Final = "refs/overlayrun/"
@@ -159,6 +161,19 @@ def update_refs(git_dir: str, updates: Sequence[RefUpdate], *, why: str = "updat
         git(command, git_dir=git_dir, input=data)
     except GitFailed as err:
         raise _translated(git_dir, updates, err) from err
+
+
+def flush_refs(git_dir: str, names: Iterable[str]) -> None:
+    """Flush refs that were made without it (`Repo.make_refs`); one that is packed or gone needs none."""
+    for name in names:
+        try:
+            fd = os.open(f"{git_dir}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _step(update: RefUpdate) -> str:

@@ -11,7 +11,7 @@ from overlayrun.batch.task import Outcome, Task
 RUN: Final = "1123-swift-river"
 HOSTILE: Final = (
     "\x1b[31mred\x1b[0m \x1b]8;;https://evil.invalid\x07link\x1b]8;;\x07 ]]> &amp; <script>alert(1)</script>"
-    " </details></pre> ```\n````\n~~~ | pipe \\| @octocat https://evil.invalid [x](https://evil.invalid)\n"
+    " </details></pre> ` <b>out</b> ```\n````\n~~~ | pipe \\| @octocat https://evil.invalid [x](https://evil.invalid)\n"
     "::error::injected\n##[error]old\n%0A::set-output name=x::y\n"
     "nul\0 bell\x07 c1\x9b surrogate\udc80 nonchar\uffff turned\u202eback 50%\r100%\n"
 )

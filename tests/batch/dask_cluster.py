@@ -27,10 +27,14 @@ from overlayrun.workspace.layout import open_state
 _CONFIG = "[user]\n\tname = Worker\n\temail = worker@example.invalid\n[safe]\n\tdirectory = *\n"
 # What the command line will say with `overlayrun worker`.
 _WORKER = """
+import os
 import sys
+from overlayrun.batch import parcel
 from overlayrun.batch.address import Tls
 from overlayrun.batch.calls import WorkerSettings
 from overlayrun.batch.worker import run_worker
+if os.environ["TEST_VERSION"]:
+    parcel.version = lambda: os.environ["TEST_VERSION"]
 scheduler, slots, cache, name, *tls = sys.argv[1:]
 settings = WorkerSettings(
     scheduler=scheduler, slots=int(slots), cache=cache, name=name, tls=Tls(*tls) if tls else None
@@ -46,9 +50,29 @@ def make_certificates(place: Path) -> Tls:
     config.write_text("[req]\ndistinguished_name=dn\n[dn]\n[ca]\nbasicConstraints=critical,CA:TRUE\n")
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-config", str(config)]
     for words in (
-        [*["req", "-x509", *key, "-extensions", "ca", "-days", "2", "-subj", "/CN=Test CA"], "-keyout", "ca.key", "-out", "ca.pem"],
+        [
+            *["req", "-x509", *key, "-extensions", "ca", "-days", "2", "-subj", "/CN=Test CA"],
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.pem",
+        ],
         ["req", *key, "-subj", "/CN=overlayrun test", "-keyout", "key.pem", "-out", "request.pem"],
-        ["x509", "-req", "-in", "request.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-out", "cert.pem"],
+        [
+            "x509",
+            "-req",
+            "-in",
+            "request.pem",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-out",
+            "cert.pem",
+        ],
     ):
         subprocess.run(["openssl", *words], cwd=place, check=True, capture_output=True)
     return Tls(*(str(place / f"{name}.pem") for name in ("ca", "cert", "key")))
@@ -96,6 +120,7 @@ class DaskCluster:
     address: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    spares: list[WorkerProcess] = field(default_factory=list)
     scheduler: subprocess.Popen[bytes] | None = None
 
     def start_scheduler(self, host: str = "127.0.0.1", via: Sequence[str] = (), port: int = 0) -> None:
@@ -121,16 +146,16 @@ class DaskCluster:
         self.address = json.loads(found.read_text())["address"]
 
     def start_worker(
-        self, name: str, slots: int = 2, via: Sequence[str] = (), env: Mapping[str, str] | None = None
+        self, name: str, slots: int = 2, via: Sequence[str] = (), version: str = ""
     ) -> WorkerProcess:
-        """Start a worker with a cache and a home of its own."""
+        """Start a worker with a cache and a home of its own. version: that it says it has."""
         cache, home, log = self.place / name / "cache", self.place / name / "home", self.place / f"{name}.log"
         home.mkdir(parents=True, exist_ok=True)
         (home / ".gitconfig").write_text(_CONFIG)
         tls = [] if self.tls is None else [self.tls.ca, self.tls.cert, self.tls.key]
         scheduler = parse_scheduler(self.address, self.tls, insecure_tcp=False)
         command = [sys.executable, "-c", _WORKER, scheduler, str(slots), str(cache), name, *tls]
-        process = self.spawn([*via, *command], log, {"HOME": str(home), **(env or {})})
+        process = self.spawn([*via, *command], log, {"HOME": str(home), "TEST_VERSION": version})
         return WorkerProcess(name, process, log, cache)
 
     def spawn(

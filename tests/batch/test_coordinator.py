@@ -62,9 +62,10 @@ class Processes:
 
     def poll(self, seconds: float) -> Sequence[Event]:
         end = time.monotonic() + seconds
+        self._look()
         while not self._events and time.monotonic() < end:
-            self._look()
             time.sleep(0.005)
+            self._look()
         events, self._events = self._events, []
         return events
 
@@ -128,7 +129,7 @@ class Audience:
         self.boards.append(board())
 
     def kinds(self) -> list[tuple[NewsKind, str | None]]:
-        return [(one.kind, one.task and one.task.id) for one in self.news if one.kind is not NewsKind.NOTE]
+        return [(one.kind, one.task.id if one.task else None) for one in self.news]
 
 
 @dataclass
@@ -396,12 +397,13 @@ def test_an_engine_that_breaks_is_closed(bench: Bench) -> None:
     assert engine.is_closed
 
 
-def test_bases_must_be_commits(bench: Bench, empty_repo: UserRepo) -> None:
+def test_bases_must_be_commits(bench: Bench) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         bench.plan(task("a", base="nowhere"))
-    empty = find_repository(str(empty_repo.root))
+    bench.repo.git("checkout", "--quiet", "--orphan", "fresh")
+    bench.repository = find_repository(str(bench.repo.root))
     with pytest.raises(UsageError, match="no commit"):
-        plan_batch(empty, bench.place, [task("a")], bench.settings, engine="test", given={})
+        bench.plan(task("a"))
 
 
 def test_signals_are_left_alone_outside_the_main_thread(bench: Bench) -> None:

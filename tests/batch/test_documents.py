@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlayrun.batch.documents import Document, read_documents
+
+PROPERTY: Final = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 
 YAML = """\
 # what holds for all
@@ -55,8 +57,14 @@ LINES = '{"id": "one"}\n\n{"id": "two", "env": {"B": "2"}}\n'
 
 PATHS = st.lists(st.one_of(st.text(max_size=5), st.integers(0, 5)), max_size=4).map(tuple)
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**18), 10**18) | st.floats(-1e17, 1e17) | st.text("ab{}é\n'", max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab c", max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**18), 10**18)
+    | st.floats(-1e17, 1e17)
+    | st.text("ab{}é\n'", max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("ab c", max_size=3), inner, max_size=3)
+    ),
     max_leaves=10,
 )
 
@@ -148,14 +156,14 @@ def test_yaml_means_what_it_says_by_version_1_2() -> None:
         ("t.yaml", "a: 1\nb: 2\na: 3\n", "line 3: a: is given twice"),
         ("t.json", '{"a": 1,\n"a": 2}', "line 2: a: is given twice"),
         ("t.jsonl", '{"x": 1}\n{"a": {"b": 1, "b": 2}}', "line 2: tasks[1].b: is given twice"),
-        ("t.toml", "a = 1\na = 2\n", "line 2: this is no TOML: Cannot overwrite a value"),
-        ("t.yaml", "tasks:\n- a\n b: c\n", "line 3: this is no YAML: did not find expected '-' indicator"),
-        ("t.yaml", "a:\n  - \x01\n", "line 2: this is no YAML: control characters are not allowed"),
+        ("t.toml", "a = 1\na = 2\n", "line 2: this is no TOML: "),
+        ("t.yaml", "tasks:\n- a\n b: c\n", "line 3: this is no YAML: "),
+        ("t.yaml", "a:\n  - \x01\n", "line 2: this is no YAML: "),
         ("t.yaml", "a: 1\n---\nb: 2\n", "line 2: a second document: put all tasks into one"),
         ("t.yaml", "a:\n- *b\n", "line 2: a[0]: nothing above is called '*b'"),
         ("t.yaml", "a: &a [*a]\n", "line 1: a[0]: nothing above is called '*a'"),
         ("t.yaml", "? [a]\n: b\n", "line 1: has a key that is no text"),
-        ("t.yaml", "a:\n- !!python/name:os.system\n", "line 2: a[0]: has the tag 'tag:yaml.org,2002:python/name:os.sys...', which means nothing here"),
+        ("t.yaml", "a:\n- !!python/name:os.system\n", "line 2: a[0]: has the tag 'tag:yaml.org,2002:python/name:os.system', which means nothing here"),
         ("t.json", '{"a":\n}', "line 2: this is no JSON: Expecting value"),
         ("t.json", "[1, 2\n", "line 1: this is no JSON: a comma is missing"),
         ("t.json", "[1] 2", "line 1: this is no JSON: more after its end"),
@@ -165,13 +173,15 @@ def test_yaml_means_what_it_says_by_version_1_2() -> None:
         ("t.json", '[1,\n"\\ud800"]', "line 2: tasks[1]: holds characters that no command can take"),
         ("t.yaml", '- a\n- "\\0"\n', "line 2: tasks[1]: holds characters that no command can take"),
         ("t.jsonl", '{"a": 1}\n{"a"}\n', "line 2: tasks[1]: this line is no JSON: Expecting ':' delimiter (column 5)"),
-        ("t.toml", "a = 1\nb = [\n", "line 2: this is no TOML: Invalid value"),
+        ("t.toml", "a = 1\nb = [\n", "line 2: this is no TOML: "),
         ("t.yaml", "# nothing\n", "line 1: holds no tasks"),
         ("-", "", "line 1: holds no tasks"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_text_is_told_with_its_line(name: str, text: str, message: str) -> None:
-    assert messages(read_documents(name, text.encode())) == [message]
+    (told,) = messages(read_documents(name, text.encode()))
+    # The words after a colon at the end are the library's own.
+    assert told.startswith(message) if message.endswith(": ") else told == message
 
 
 def test_bytes_that_are_no_text_are_told() -> None:
@@ -200,6 +210,7 @@ def test_bombs_are_refused(name: str, text: str) -> None:
     assert document.problems[0].message.startswith(("holds more than", "is nested too deep", "this "))
 
 
+@PROPERTY
 @given(PLAIN)
 def test_json_and_yaml_give_the_values_that_were_written(value: Any) -> None:
     expected = {"tasks": value} if isinstance(value, list) else value
@@ -208,7 +219,12 @@ def test_json_and_yaml_give_the_values_that_were_written(value: Any) -> None:
         assert read_documents(name, text.encode()).value == expected
 
 
-@given(st.sampled_from(["-", "t.yaml", "t.json", "t.jsonl", "t.toml"]), st.text("[]{}:,-\"'#&*!|\n =ab1\t", max_size=40), PATHS)
+@PROPERTY
+@given(
+    st.sampled_from(["-", "t.yaml", "t.json", "t.jsonl", "t.toml"]),
+    st.text("[]{}:,-\"'#&*!|\n =ab1\t", max_size=40),
+    PATHS,
+)
 def test_any_text_is_read_or_told_wrong_within_its_lines(name: str, text: str, path: Any) -> None:
     document = read_documents(name, text.encode())
     count = text.count("\n") + 1

@@ -121,6 +121,7 @@ def test_commands_are_ten_of_a_kind_and_can_not_be_forged() -> None:
     assert lines[0].startswith("::error title=f0%3A failed::red ")
     assert lines[0].endswith(f"(branch batch/{RUN}/f0)")
     assert lines[9] == "::error title=6 tasks more::f9, f10, f11, f12, f13, late"
+    assert workflow_commands(batch(ended(task("t-1", group="t", judge="j"), Outcome.OK, winner=False))) == []
     alone = workflow_commands(batch(late))
     assert alone == [f"::error title=late%3A timeout::100%25, or: nothing (branch batch/{RUN}/late)"]
 

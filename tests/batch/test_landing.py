@@ -77,6 +77,7 @@ def test_what_succeeded_lands_and_every_other_end_is_told(repo: UserRepo) -> Non
         first,
         made(repo, task("second"), "echo second >shared"),
         made(repo, task("after-second", "second"), "echo x >own"),
+        made(repo, task("after-tries", "loser"), "echo x >after"),
         made(repo, task("sick"), "echo x >bad"),
         made(repo, task("carrier"), "mkdir -p .vscode; echo '{}' >.vscode/tasks.json"),
         made(repo, task("moved"), "echo x >moved-file"),
@@ -95,6 +96,7 @@ def test_what_succeeded_lands_and_every_other_end_is_told(repo: UserRepo) -> Non
         "first": "landed",
         "second": "conflict",
         "after-second": "withheld",
+        "after-tries": "landed",
         "sick": "check failed",
         "carrier": "withheld",
         "moved": "withheld",
@@ -124,6 +126,7 @@ def test_what_succeeded_lands_and_every_other_end_is_told(repo: UserRepo) -> Non
     ]
     order = [event.branch for event in events if event.kind is EventKind.LANDED]
     assert order.index("first") < order.index("on-first")
+    assert order.index("winner") < order.index("after-tries")
 
     # Again, with files that run code agreed to: nothing lands twice, the rest is tried again.
     main = repo.git("rev-parse", "main")

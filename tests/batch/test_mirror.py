@@ -61,9 +61,7 @@ def test_a_base_is_fetched_once_and_needs_no_remote_after_that(
         mirror.hold("r", repo.commit(more="2"), WHO)
 
 
-def test_a_base_that_is_on_no_branch_comes_by_its_offer(
-    repo: UserRepo, remote: Path, mirror: Mirror
-) -> None:
+def test_a_base_that_is_on_no_branch_comes_by_its_offer(repo: UserRepo, remote: Path, mirror: Mirror) -> None:
     base = repo.commit(local="only here")
     with pytest.raises(StoreError):
         mirror.hold("r", base, WHO)
@@ -88,7 +86,13 @@ def test_objects_that_git_finds_fault_with_do_not_come_in(remote: Path, mirror: 
     tree = git_in(remote, "mktree", data=entries)
     identity = b"author a <a@b> 0 +0000\ncommitter a <a@b> 0 +0000\n\nm\n"
     commit = git_in(
-        remote, "hash-object", "-t", "commit", "-w", "--stdin", data=b"tree %b\n%b" % (tree.encode(), identity)
+        remote,
+        "hash-object",
+        "-t",
+        "commit",
+        "-w",
+        "--stdin",
+        data=b"tree %b\n%b" % (tree.encode(), identity),
     )
     git_in(remote, "update-ref", offer_ref("r", commit), commit)
 

@@ -467,6 +467,7 @@ class Course:
             if decision.stop is not None:
                 self.batch.note(records.stopped(decision.stop, "", self.batch.now))
                 continue
+            assert decision.wake is None or decision.wake > self.batch.now, "it would look without a pause"
             self.begin(decision, int(failures))
             if decision.over:
                 assert not self.batch.plan.facts.running

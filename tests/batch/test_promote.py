@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import UserRepo
 
-from overlayrun.batch.arrival import take_bundle, take_pushed
+from overlayrun.batch.arrival import take_pushed, take_sent
 from overlayrun.batch.promote import promote
 from overlayrun.batch.task import Attempt, Task
 from overlayrun.cli.options import run_options
@@ -42,7 +41,7 @@ class Elsewhere:
         """A commit for each message and file, from the base; the last."""
         self._there.git("checkout", "--quiet", "--detach", self.base)
         for message, name in steps:
-            self._there.write(name, f"{name} of {message[:12]}\n")
+            self._there.write(name, f"{name}: {message[:8].strip()}\n")
             self._there.git("add", "--all")
             self._there.git("commit", "--quiet", "-m", message)
         return self._there.git("rev-parse", "HEAD")
@@ -61,12 +60,11 @@ def elsewhere(repo: UserRepo) -> Elsewhere:
 
 
 @pytest.fixture(autouse=True)
-def _user(repo: UserRepo, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _user(repo: UserRepo, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is called in this process runs as the repository's user."""
     for name, value in repo.env.items():
         if name != "PATH":
             monkeypatch.setenv(name, value)
-    yield
 
 
 def an_attempt(base: str, number: int = 1) -> Attempt:
@@ -81,7 +79,7 @@ def options() -> RunOptions:
 def promote_in(repo: UserRepo, attempt: Attempt, tip: str | None) -> None:
     repository = find_repository(str(repo.root))
     layout = open_state(repository.common_dir)
-    promote(repository, layout, options(), attempt, tip and CommitId(tip), lambda _: None)
+    promote(repository, layout, options(), attempt, CommitId(tip) if tip else None, lambda _: None)
 
 
 def store(repo: UserRepo) -> Repo:
@@ -103,15 +101,19 @@ def test_a_pushed_attempt_becomes_a_branch_like_any_other(repo: UserRepo, elsewh
     assert refs["refs/heads/batch/r/t"] == refs[attempt.ref] == tip
     (listed,) = json.loads(repo.overlayrun("ls", "--json").out)["workspaces"]
     assert (listed["branch"], listed["target"]) == ("batch/r/t", "main")
-    assert "+left of What it left" in repo.overlayrun("diff", "batch/r/t").out
+    assert "+left: What it" in repo.overlayrun("diff", "batch/r/t").out
     assert "attempt 1 of t" in repo.overlayrun("log", "batch/r/t").out
-    seen = repo.inside("cat own left; git rev-parse HEAD~0; git status --short; echo 1 >more", branch="batch/r/t")
-    assert seen.split("\n") == ["own of The agent's", "left of What it left", own, "?? left", ""]
-    assert repo.git("log", "--format=%s", f"{own}..batch/r/t").count("\n") == 0, "one commit on top of its own"
+    seen = repo.inside(
+        "cat own left; git rev-parse HEAD~0; git status --short; echo 1 >more", branch="batch/r/t"
+    )
+    assert seen.split("\n") == ["own: The agen", "left: What it", own, "?? left", ""]
+    assert repo.git("log", "--format=%s", f"{own}..batch/r/t").count("\n") == 0, (
+        "one commit on top of its own"
+    )
     assert repo.show("batch/r/t", "more") == "1\n"
     done = repo.overlayrun("merge", "batch/r/t")
     assert done.code == 0, str(done)
-    assert repo.show("main", "own") == "own of The agent's\n"
+    assert repo.show("main", "own") == "own: The agen\n"
 
 
 def test_a_second_attempt_takes_the_branch_and_the_first_stays_on_its_ref(
@@ -120,7 +122,7 @@ def test_a_second_attempt_takes_the_branch_and_the_first_stays_on_its_ref(
     first, second = an_attempt(elsewhere.base), an_attempt(elsewhere.base, 2)
     tips = [elsewhere.make((SNAPSHOT, name)) for name in ("one", "two")]
     for attempt, tip in zip((first, second), tips, strict=True):
-        take_bundle(store(repo), elsewhere.bundle(attempt, tip), attempt, tip)
+        take_sent(store(repo), elsewhere.bundle(attempt, tip), attempt, tip)
         promote_in(repo, attempt, tip)
 
     assert repo.git("rev-parse", "batch/r/t", first.ref, second.ref).split() == [tips[1], *tips]
@@ -139,7 +141,7 @@ def test_an_attempt_that_changed_nothing_leaves_a_branch_at_its_base(
 
 def test_a_branch_of_the_users_is_never_taken(repo: UserRepo, elsewhere: Elsewhere) -> None:
     tip, attempt = elsewhere.make((SNAPSHOT, "f")), an_attempt(elsewhere.base)
-    take_bundle(store(repo), elsewhere.bundle(attempt, tip), attempt, tip)
+    take_sent(store(repo), elsewhere.bundle(attempt, tip), attempt, tip)
     repo.git("branch", "batch/r/t", "main~1")
 
     with pytest.raises(UsageError):
@@ -168,9 +170,9 @@ def test_a_tip_that_the_ref_does_not_hold_does_not_come_in(repo: UserRepo, elsew
     with pytest.raises(StoreError, match="is missing"):
         take_pushed(store(repo), str(elsewhere.remote), attempt, other)
     with pytest.raises(StoreError):
-        take_bundle(store(repo), b"no bundle", attempt, tip)
+        take_sent(store(repo), b"no bundle", attempt, tip)
     with pytest.raises(StoreError):
-        take_bundle(store(repo), elsewhere.bundle(an_attempt(elsewhere.base, 7), tip), attempt, tip)
+        take_sent(store(repo), elsewhere.bundle(attempt, other), attempt, tip)
 
     assert_nothing_came(repo, tip)
 
@@ -183,14 +185,13 @@ def test_objects_that_git_finds_fault_with_do_not_come_in(repo: UserRepo, elsewh
     attempt = an_attempt(elsewhere.base)
     elsewhere.push(attempt, tip)
 
-    for take in (
-        lambda: take_pushed(store(repo), str(elsewhere.remote), attempt, tip),
-        lambda: take_bundle(store(repo), elsewhere.bundle(attempt, tip), attempt, tip),
-    ):
-        with pytest.raises(StoreError) as failed:
-            take()
-        assert "hasDotgit" in (failed.value.details or "")
+    with pytest.raises(StoreError) as pushed:
+        take_pushed(store(repo), str(elsewhere.remote), attempt, tip)
+    with pytest.raises(StoreError) as bundled:
+        take_sent(store(repo), elsewhere.bundle(attempt, tip), attempt, tip)
 
+    for failed in (pushed, bundled):
+        assert "hasDotgit" in (failed.value.details or "")
     assert_nothing_came(repo, tip)
 
 
@@ -202,7 +203,7 @@ def test_an_attempts_ref_never_moves(repo: UserRepo, elsewhere: Elsewhere) -> No
         take_pushed(store(repo), str(elsewhere.remote), attempt, first)
 
     with pytest.raises(StoreError, match="holds another commit"):
-        take_bundle(store(repo), elsewhere.bundle(attempt, other), attempt, other)
+        take_sent(store(repo), elsewhere.bundle(attempt, other), attempt, other)
 
     assert repo.git("rev-parse", attempt.ref) == first
 

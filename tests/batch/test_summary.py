@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from overlayrun.batch.reports.summary import Verdict, verdict_of, write_summary
+from overlayrun.batch.reports.summary import Verdict, reason_of, verdict_of, write_summary
 from overlayrun.batch.reports.text import on_a_line, plain, tail
 from overlayrun.batch.result import Result
 from overlayrun.batch.task import Outcome
@@ -104,6 +104,17 @@ def test_a_verdict_says_success_exactly_where_the_task_does(outcome: Outcome) ->
     landed_not = replace(accepting, landing="withheld")
     if outcome not in (Outcome.CANCELLED, Outcome.SKIPPED):
         assert verdict_of(landed_not) is Verdict.FAILED
+
+
+def test_of_several_tries_before_a_judge_the_winner_alone_counts() -> None:
+    tried = task("a-1", group="a", judge="score")
+    for outcome in (Outcome.OK, Outcome.FAILED, Outcome.TIMEOUT):
+        assert verdict_of(ended(tried, outcome, winner=False)) is Verdict.SKIPPED
+    assert verdict_of(ended(tried, Outcome.OK, winner=True)) is Verdict.PASSED
+    assert verdict_of(ended(tried, Outcome.OK)) is Verdict.FAILED
+    assert reason_of(ended(tried, Outcome.OK)) == "the judge took none of its tries"
+    assert reason_of(ended(tried, Outcome.OK, winner=False)) == "another try won"
+    assert verdict_of(ended(task("a", judge="score"), Outcome.OK)) is Verdict.PASSED  # the only try
 
 
 def test_text_is_what_a_terminal_leaves() -> None:

@@ -381,7 +381,13 @@ EVENTS: Final = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    database=None,
+)
 @given(
     agent=st.sampled_from([*AGENTS, None]),
     events=EVENTS,

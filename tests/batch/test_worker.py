@@ -175,8 +175,21 @@ def test_what_is_no_result_is_refused(data: Any) -> None:
 
 def test_odd_values_are_unknown() -> None:
     odd = {
-        **{"outcome": "ok", "tip": None, "status": 10**9, "files": -1, "insertions": "many", "cost": float("nan")},
-        **{"tokens_in": True, "score": float("inf"), "detail": "x" * 10**6, "notes": [1] * 10**4, "check": []},
+        **{
+            "outcome": "ok",
+            "tip": None,
+            "status": 10**9,
+            "files": -1,
+            "insertions": "many",
+            "cost": float("nan"),
+        },
+        **{
+            "tokens_in": True,
+            "score": float("inf"),
+            "detail": "x" * 10**6,
+            "notes": [1] * 10**4,
+            "check": [],
+        },
     }
 
     found = checked_result(ATTEMPT, "host", odd)

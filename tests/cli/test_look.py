@@ -6,12 +6,10 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-
-if TYPE_CHECKING:
-    from conftest import UserRepo
+from conftest import UserRepo, copy_repo
 
 pytestmark = pytest.mark.shared  # how commits and records are shown
 
@@ -38,12 +36,23 @@ def _plain(text: str) -> str:
     return re.sub(r"[0-9.]+ KB", "<size>", text)
 
 
-@pytest.fixture
-def worked(repo: UserRepo) -> UserRepo:
+def _work(repo: UserRepo) -> UserRepo:
     """Branch `fix`: one file changed, then another added; two snapshots."""
     repo.inside("echo 'answer = 42' >src/app.py", "-m", "Right answer", branch="fix")
     repo.inside("echo new >added", branch="fix")
     return repo
+
+
+@pytest.fixture
+def worked(repo: UserRepo) -> UserRepo:
+    """Branch `fix` in a repository of the test's own."""
+    return _work(repo)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory, _repo_to_copy: Path) -> UserRepo:
+    """Branch `fix` in one repository for all tests that do nothing but look."""
+    return _work(copy_repo(_repo_to_copy, tmp_path_factory.mktemp("shown")))
 
 
 def test_ls_without_a_workspace(repo: UserRepo) -> None:
@@ -62,15 +71,15 @@ def test_ls_shows_a_line_a_branch(worked: UserRepo) -> None:
     ]
 
 
-def test_ls_json_has_its_shape(worked: UserRepo) -> None:
-    data = _json(worked, "ls")
+def test_ls_json_has_its_shape(shown: UserRepo) -> None:
+    data = _json(shown, "ls")
     assert data["broken"] == []
     (item,) = data["workspaces"]
     assert set(item) == _WORKSPACE_KEYS
     assert (item["branch"], item["state"], item["target"], item["snapshots"]) == ("fix", "idle", "main", 2)
     assert item["change"] == {"files": 2, "insertions": 2, "deletions": 1}
     assert (item["ahead"], item["landed"], item["prompt"]) == (1, False, "Right answer")
-    assert item["base"] == worked.git("rev-parse", "main")
+    assert item["base"] == shown.git("rev-parse", "main")
     assert set(item["last_run"]) == {"number", "command", "status", "started", "ended"}
     assert item["last_run"]["number"] == 2
     assert item["last_run"]["status"] == 0
@@ -181,10 +190,10 @@ def test_status_shows_what_a_run_uses(repo: UserRepo) -> None:
     assert re.search(r"^busy +\d+ s +\d+ +[\d.]+ MB +\d+% +\d+ s ago +1 +\+1 -0 +sh -c ", text, re.M)
 
 
-def test_show_a_branch(worked: UserRepo) -> None:
-    place = worked.workspace("fix")
+def test_show_a_branch(shown: UserRepo) -> None:
+    place = shown.workspace("fix")
     text = _plain(
-        worked.overlayrun("show", "fix").out.replace(str(place), "<place>").replace(place.name, "<name>")
+        shown.overlayrun("show", "fix").out.replace(str(place), "<place>").replace(place.name, "<name>")
     )
     assert text.splitlines() == [
         "branch     fix",
@@ -205,12 +214,12 @@ def test_show_a_branch(worked: UserRepo) -> None:
     ]
 
 
-def test_show_json(worked: UserRepo) -> None:
-    data = _json(worked, "show", "fix")
+def test_show_json(shown: UserRepo) -> None:
+    data = _json(shown, "show", "fix")
     assert set(data) == {"workspace", "snapshot_list", "left_out", "carried", "paths", "refs"}
     assert set(data["workspace"]) == _WORKSPACE_KEYS
     assert [(each["back"], each["number"]) for each in data["snapshot_list"]] == [(0, 2), (1, 1)]
-    assert data["paths"]["workspace"] == str(worked.workspace("fix"))
+    assert data["paths"]["workspace"] == str(shown.workspace("fix"))
     assert data["refs"][0] == "refs/heads/fix"
 
 
@@ -223,35 +232,35 @@ def test_show_names_what_no_snapshot_holds(repo: UserRepo) -> None:
     assert "left out   pipe\\nline: a socket, FIFO or device\n" in repo.overlayrun("show", "b").out
 
 
-def test_show_a_snapshot_with_its_change(worked: UserRepo) -> None:
-    text = worked.overlayrun("show", "fix@{1}").out
+def test_show_a_snapshot_with_its_change(shown: UserRepo) -> None:
+    text = shown.overlayrun("show", "fix@{1}").out
     assert re.match(r"@\{1\}  .{19}  exit      [0-9a-f]{10}  Right answer\n\n    Right answer\n", text)
     assert " src/app.py | 2 +-\n 1 file changed, 1 insertion(+), 1 deletion(-)\n" in text
     assert text.endswith("@@ -1 +1 @@\n-answer = 41\n+answer = 42\n")
     assert "b/added" not in text
-    data = _json(worked, "show", "fix@{0}")
+    data = _json(shown, "show", "fix@{0}")
     assert data["snapshot"]["change"] == {"files": 1, "insertions": 1, "deletions": 0}
     assert data["snapshot"]["number"] == 2
     assert data["snapshot"]["files"] == [{"path": "added", "status": "A", "insertions": 1, "deletions": 0}]
 
 
-def test_log_lists_the_newest_first(worked: UserRepo) -> None:
-    assert _plain(worked.overlayrun("log", "fix").out).splitlines() == [
+def test_log_lists_the_newest_first(shown: UserRepo) -> None:
+    assert _plain(shown.overlayrun("log", "fix").out).splitlines() == [
         "@{0}  2  <span> ago  1 file +1 -0  Right answer",
         "@{1}  1  <span> ago  1 file +1 -1  Right answer",
     ]
-    assert worked.overlayrun("log", "--reverse", "fix").out.startswith("@{1}")
-    data = _json(worked, "log", "fix")
+    assert shown.overlayrun("log", "--reverse", "fix").out.startswith("@{1}")
+    data = _json(shown, "log", "fix")
     assert data["branch"] == "fix"
-    assert [each["commit"] for each in data["snapshots"]] == worked.snapshots("fix")
+    assert [each["commit"] for each in data["snapshots"]] == shown.snapshots("fix")
     assert set(data["snapshots"][0]) == {
         *("back", "number", "commit", "tip", "tree", "time", "reason", "subject"),
         *("agent", "session_id", "model", "tool", "prompt", "message", "change"),
     }
 
 
-def test_log_with_patches_shows_each_against_the_one_before(worked: UserRepo) -> None:
-    text = worked.overlayrun("log", "-p", "fix").out
+def test_log_with_patches_shows_each_against_the_one_before(shown: UserRepo) -> None:
+    text = shown.overlayrun("log", "-p", "fix").out
     first, second = text.split("@{1}")
     assert "+++ b/added" in first
     assert "src/app.py" not in first
@@ -282,11 +291,11 @@ index e4af6c9..e29d6b4 100644
 """
 
 
-def test_diff_is_the_patch_against_the_start(worked: UserRepo) -> None:
-    done = worked.overlayrun("diff", "fix")
+def test_diff_is_the_patch_against_the_start(shown: UserRepo) -> None:
+    done = shown.overlayrun("diff", "fix")
     assert (done.code, done.err) == (0, "")
     assert re.sub(r"index \S+", "index", done.out) == re.sub(r"index \S+", "index", _PATCH)
-    assert done.out == worked.overlayrun("diff").out
+    assert done.out == shown.overlayrun("diff").out
 
 
 def test_diff_can_be_applied_by_git(worked: UserRepo) -> None:
@@ -307,8 +316,8 @@ def test_diff_can_be_applied_by_git(worked: UserRepo) -> None:
         ("fix..fix@{1}", ["added"]),
     ],
 )
-def test_places_in_a_history(worked: UserRepo, span: str, names: list[str]) -> None:
-    assert worked.overlayrun("diff", "--name-only", span).out.split() == names
+def test_places_in_a_history(shown: UserRepo, span: str, names: list[str]) -> None:
+    assert shown.overlayrun("diff", "--name-only", span).out.split() == names
 
 
 def test_diff_leaves_the_users_uncommitted_changes_aside(repo: UserRepo) -> None:
@@ -317,8 +326,8 @@ def test_diff_leaves_the_users_uncommitted_changes_aside(repo: UserRepo) -> None
     assert repo.overlayrun("diff", "--name-only", "b").out == "agent\n"
 
 
-def test_diff_stat(worked: UserRepo) -> None:
-    assert worked.overlayrun("diff", "--stat", "fix").out == (
+def test_diff_stat(shown: UserRepo) -> None:
+    assert shown.overlayrun("diff", "--stat", "fix").out == (
         " added      | 1 +\n src/app.py | 2 +-\n 2 files changed, 2 insertions(+), 1 deletion(-)\n"
     )
 
@@ -397,8 +406,8 @@ def test_ls_on_a_terminal_fits_its_width(worked: UserRepo) -> None:
         (["show", "\x1b[2J@"], r"not a branch or a snapshot: '\x1b[2J@'"),
     ],
 )
-def test_places_that_are_not_there(worked: UserRepo, words: list[str], line: str) -> None:
-    done = worked.overlayrun(*words)
+def test_places_that_are_not_there(shown: UserRepo, words: list[str], line: str) -> None:
+    done = shown.overlayrun(*words)
     assert (done.code, done.ours[0]) == (3, line)
     assert done.ours[1].startswith("hint: ")
 

@@ -10,7 +10,7 @@ import asyncio
 import concurrent.futures
 import re
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -27,6 +27,7 @@ from overlayrun.errors import HostError
 
 _EACH: Final = 1.0  # seconds between looks at who is there
 _CONNECT: Final = 15.0
+_LEAST_SILENCE: Final = 11  # seconds; Dask refuses less for a connection
 _ENDS: Final = 10.0  # seconds for goodbyes
 _STEALING: Final = "distributed.scheduler.work-stealing"
 _Client: Final[Any] = Client  # half of it has no types
@@ -95,6 +96,8 @@ class Cluster:
         self._heard: dict[str, tuple[float, float]] = {}
         self._client: Any = None
         self._started: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leave = asyncio.Event()
         self._connected = Event()
         self._closing = False
         self._failure = ""
@@ -125,30 +128,43 @@ class Cluster:
 
     def submit(self, key: str, payload: Mapping[str, Any], address: str) -> None:
         """Start an attempt on the worker at an address and nowhere else."""
-        self._call(self._submit(key, payload, address))
+        self._soon(self._begin, self._submit, key, payload, address)
 
     def cancel(self, key: str, address: str) -> None:
         """Let a worker end an attempt in good order; it answers still."""
-        self._call(self._cancel(key, address))
+        self._soon(self._begin, self._cancel, key, address)
 
     def forget(self, key: str) -> None:
         """Nobody waits for an attempt any more: its worker, if it can be reached, ends it."""
-        self._loop.call_soon_threadsafe(self._forget, key)
+        self._soon(self._forget, key)
 
     def close(self) -> None:
         """Take leave; attempts that run are ended by their workers."""
         self._closing = True
-        self._loop.call_soon_threadsafe(lambda: None)
+        self._soon(self._leave.set)
         self._thread.join(_ENDS + _EACH)
 
-    def _call(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _soon(self, call: Callable[..., object], *args: Any) -> None:
+        """Call something in the client's thread; nothing happens once that has ended."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call, *args)
+
+    def _begin(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        task = asyncio.ensure_future(work(*args))
+        self._tasks.add(task)  # the loop itself holds tasks by weak references alone
+        task.add_done_callback(self._tasks.discard)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        with dask.config.set({"distributed.comm.timeouts.tcp": f"{max(1, int(self._lost_after))}s"}):
-            self._loop.run_until_complete(self._stay_connected())
-        self._loop.close()
+        silence = max(_LEAST_SILENCE, int(self._lost_after))
+        try:
+            with dask.config.set({"distributed.comm.timeouts.tcp": f"{silence}s"}):
+                self._loop.run_until_complete(self._stay_connected())
+        finally:
+            self._failure = self._failure or "the connection has ended"
+            self._lose_all(self._failure)
+            self._connected.set()
+            self._loop.close()
 
     async def _stay_connected(self) -> None:
         while not self._closing:
@@ -161,7 +177,7 @@ class Cluster:
                     return
             self._client = None
             self._lose_all("the scheduler is gone")
-            await asyncio.sleep(0 if self._closing else _EACH)
+            await self._rest()
 
     async def _connect(self) -> None:
         """Stay connected as long as it goes well."""
@@ -190,9 +206,8 @@ class Cluster:
                 await asyncio.wait_for(client.close(), _ENDS)
 
     async def _rest(self) -> None:
-        end = time.monotonic() + _EACH
-        while not self._closing and time.monotonic() < end:
-            await asyncio.sleep(0.05)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._leave.wait(), _EACH)
 
     async def _look(self, client: Any) -> None:
         """See who is there. A client that had to connect again has lost its subscriptions: each time anew."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from overlayrun.batch.address import Tls
-from overlayrun.batch.arrival import take_bundle, take_pushed
+from overlayrun.batch.arrival import take_pushed, take_sent
 from overlayrun.batch.attempt import Shared
 from overlayrun.batch.engines.api import Ended, Event, Host, Lost, Started
 from overlayrun.batch.engines.cluster import Answered, Begun, Cluster, Failed, Gone, News
@@ -219,7 +219,7 @@ class DaskEngine:
         if answer.get("pushed") is True:
             take_pushed(self._repo, self._settings.remote, attempt, tip)
         else:
-            take_bundle(self._repo, decode(answer.get("bundle"), LARGEST_BUNDLE), attempt, tip)
+            take_sent(self._repo, decode(answer.get("bundle"), LARGEST_BUNDLE), attempt, tip)
 
     def _promote(self, attempt: Attempt, result: Result) -> Result:
         """Let the task's branch stand there; where it can't, the attempt's ref keeps the work still."""

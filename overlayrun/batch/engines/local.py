@@ -11,10 +11,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 # What an attempt would import late is there before it is forked.
 from overlayrun import answers, control, durable, finish, fork, guests, watchdog  # noqa: F401
@@ -22,21 +23,19 @@ from overlayrun.bases.gitdir import configuration
 from overlayrun.bases.ignored import known_ignored
 from overlayrun.batch.attempt import Reports, Shared, make_attempt
 from overlayrun.batch.engines.api import Ended, Event, Host, Lost, Started
-from overlayrun.batch.layout import AttemptLayout
 from overlayrun.batch.result import Result
 from overlayrun.batch.task import Attempt, AttemptKey
 from overlayrun.errors import HostError
 from overlayrun.files import read_bytes
-from overlayrun.kernel import namespaces
+from overlayrun.kernel import namespaces, syscalls
 from overlayrun.prepare import frozen_tree
 from overlayrun.report import printable
 from overlayrun.sandbox.confinement import Confinement, filter_program
-from overlayrun.store.location import Known, Repository, resolve_commit
+from overlayrun.store.location import Known, resolve_commit
 from overlayrun.store.repo import Repo
 from overlayrun.store.settings import read_settings
 from overlayrun.supervisor import PASSED_ON
 from overlayrun.workspace.catalogue import records
-from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.lock import share
 from overlayrun.workspace.record import Record
 
@@ -48,13 +47,16 @@ _FLUSH_EVERY: Final = 30.0  # seconds
 
 @dataclass(slots=True)
 class _Child:
-    """A process that makes an attempt. pidfd: readable when it is dead. news: our end of its pipe."""
+    """A process that makes an attempt, or waits for one to make.
 
-    attempt: Attempt
-    place: AttemptLayout
+    pidfd: readable when it is dead. news: what it says. orders: takes its attempt, -1 once it has it.
+    """
+
     pid: int
     pidfd: int
     news: int
+    orders: int
+    key: AttemptKey = ("", 0)
 
 
 class LocalEngine:
@@ -62,11 +64,14 @@ class LocalEngine:
 
     def __init__(self, shared: Shared, slots: int, tell: Callable[[str], None] = lambda _: None) -> None:
         """slots: attempts at a time. tell: called with a line before anything slow."""
-        self._shared = replace(shared, repository=_known(shared.repository, shared.layout))
+        self._known = _look_up(shared)
+        self._shared = replace(shared, repository=copy(shared.repository))
+        self._shared.repository.known = self._known
         self._slots = slots
         self._tell = tell
         self._children: dict[AttemptKey, _Child] = {}
         self._by_fd: dict[int, _Child] = {}
+        self._spare: _Child | None = None
         self._branches: set[str] = {record.branch for record in records(shared.layout)}
         self._unflushed: list[str] = []
         self._flushed = time.monotonic()
@@ -79,40 +84,53 @@ class LocalEngine:
         """Start an attempt. Raises HostError where no process can be started, UsageError for a bad base."""
         assert host == self._shared.host
         self._prepare(attempt)
-        place = self._shared.place.attempt(attempt.key)
-        os.makedirs(place.root, mode=0o700)
+        os.makedirs(self._shared.place.attempt(attempt.key).root, mode=0o700)
+        child, self._spare = self._spare or self._fork(), None
+        child.key = attempt.key
+        branch = attempt.task.branch
+        order = {
+            "attempt": attempt.to_json(),
+            "new_branch": None if branch in self._branches else branch,
+            "tree": self._known.trees[attempt.base],
+        }
+        with suppress(BrokenPipeError), open(child.orders, "wb") as orders:  # a dead one is buried as others
+            orders.write(json.dumps(order).encode())
+        child.orders = -1
+        self._children[attempt.key] = child
+        self._branches.add(branch)
+        for fd in (child.news, child.pidfd):
+            self._by_fd[fd] = child
+            self._waiting.register(fd, select.POLLIN)
+
+    def _fork(self) -> _Child:
+        """A process that waits for an attempt to make. Raises HostError."""
+        orders, order = os.pipe()
         news, said = os.pipe()
         # A signal that reaches the child before it is ready for one must wait, and not kill it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         parent = os.getpid()
         try:
-            pid = os.fork()
+            pid = syscalls.clone(0)  # what os.fork does besides costs half a megabyte
             if pid == 0:
-                _become(self._shared, attempt, said, parent, (*self._descriptors(), news))
+                _become(self._shared, orders, said, parent, (*self._descriptors(), news, order))
         except OSError as err:
-            os.close(news)
-            raise HostError(f"no process can be started for {attempt.task.id}: {err.strerror}") from err
+            for fd in (news, order):
+                os.close(fd)
+            raise HostError(f"no process can be started for an attempt: {err.strerror}") from err
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(said)
+            os.close(orders)
         os.set_blocking(news, False)
-        child = _Child(attempt, place, pid, os.pidfd_open(pid), news)
-        self._children[attempt.key] = child
-        self._branches.add(attempt.task.branch)
-        for fd in (child.news, child.pidfd):
-            self._by_fd[fd] = child
-            self._waiting.register(fd, select.POLLIN)
+        return _Child(pid, os.pidfd_open(pid), news, order)
 
     def _descriptors(self) -> list[int]:
         return [fd for child in self._children.values() for fd in (child.news, child.pidfd)]
 
     def _prepare(self, attempt: Attempt) -> None:
         """Freeze a base before the first attempt that starts from it: many at once would all do it."""
-        shared, branch = self._shared, attempt.task.branch
-        known = shared.repository.known
-        assert known is not None
-        known.new_branch = None if branch in self._branches else branch
-        if attempt.base in known.trees:
+        shared = self._shared
+        if attempt.base in self._known.trees:
             return
         _, tree = resolve_commit(shared.repository, attempt.base)
         choosing = share(shared.layout.lock)
@@ -120,7 +138,7 @@ class LocalEngine:
             frozen_tree(shared.repository, shared.layout, tree, self._tell)
         finally:
             os.close(choosing)
-        known.trees[attempt.base] = tree
+        self._known.trees[attempt.base] = tree
 
     def poll(self, seconds: float) -> Sequence[Event]:
         """What happened since the last call; waits for something for at most so long."""
@@ -136,13 +154,16 @@ class LocalEngine:
             events += self._bury(child)
         if self._unflushed and time.monotonic() - self._flushed > _FLUSH_EVERY:
             self._flush()
+        if self._spare is None and self._children:  # while others work: to fork takes milliseconds
+            with suppress(HostError):
+                self._spare = self._fork()
         return events
 
     def _hear(self, child: _Child) -> list[Event]:
         """The first that a child says: that its command runs; of one that ends before it does, nothing."""
         self._forget(child.news)
         said = os.read(child.news, len(_BEGUN))
-        return [Started(child.attempt.key, self._shared.host)] if said == _BEGUN else []
+        return [Started(child.key, self._shared.host)] if said == _BEGUN else []
 
     def _bury(self, child: _Child) -> list[Event]:
         events = self._hear(child) if child.news in self._by_fd else []
@@ -151,14 +172,14 @@ class LocalEngine:
         _, status = os.waitpid(child.pid, 0)
         self._forget(child.pidfd)
         os.close(child.pidfd)
-        key = child.attempt.key
-        del self._children[key]
+        del self._children[child.key]
+        place = self._shared.place.attempt(child.key)
         try:
-            result = Result.from_json(json.loads(read_bytes(child.place.result)))
+            result = Result.from_json(json.loads(read_bytes(place.result)))
         except FileNotFoundError:
-            why = f"{_how(status)}; its last line: {_last_line(child.place.overlayrun)}"
-            return [*events, Lost(key, self._shared.host, why)]
-        return [*events, Ended(key, result)]
+            why = f"{_how(status)}; its last line: {_last_line(place.overlayrun)}"
+            return [*events, Lost(child.key, self._shared.host, why)]
+        return [*events, Ended(child.key, result)]
 
     def _forget(self, fd: int) -> None:
         self._waiting.unregister(fd)
@@ -188,11 +209,16 @@ class LocalEngine:
             self.cancel(key)
         while self._children:
             self.poll(1.0)
+        if self._spare is not None:
+            for fd in (self._spare.orders, self._spare.news, self._spare.pidfd):
+                os.close(fd)
+            os.waitpid(self._spare.pid, 0)  # it has read the end
+            self._spare = None
         if self._unflushed:
             self._flush()
 
 
-def _become(shared: Shared, attempt: Attempt, said: int, parent: int, others: Iterable[int]) -> NoReturn:
+def _become(shared: Shared, orders: int, said: int, parent: int, others: Iterable[int]) -> NoReturn:
     """In the child: it must not return into the caller's code. others: descriptors that are not its own."""
     status = 1
     try:
@@ -204,12 +230,10 @@ def _become(shared: Shared, attempt: Attempt, said: int, parent: int, others: It
         signal.pthread_sigmask(signal.SIG_SETMASK, PASSED_ON)
         for fd in others:
             os.close(fd)
-        log = _take_streams(shared.place.attempt(attempt.key).overlayrun)
-        make_attempt(
-            shared,
-            attempt,
-            Reports(partial(_write_line, log), partial(os.write, said, _BEGUN), partial(_write_line, said)),
-        )
+        with open(orders, "rb") as file:
+            order = file.read()
+        if order:
+            _obey(shared, json.loads(order), said)
         status = 0
     finally:
         failed = sys.exception()
@@ -218,16 +242,26 @@ def _become(shared: Shared, attempt: Attempt, said: int, parent: int, others: It
         os._exit(status)
 
 
-def _known(repository: Repository, layout: Layout) -> Repository:
-    """The same with what every attempt would ask anew."""
-    repository = copy(repository)
-    git_dir = repository.common_dir
-    ignored = known_ignored(repository, layout)
-    repository.known = Known(ignored, configuration(repository), Repo(git_dir).make_refs)
+def _obey(shared: Shared, order: dict[str, Any], said: int) -> None:
+    """Make the attempt that an order tells of."""
+    attempt = Attempt.from_json(order["attempt"])
+    known = shared.repository.known
+    assert known is not None
+    known.new_branch = order["new_branch"]
+    known.trees[attempt.base] = order["tree"]
+    log = _take_streams(shared.place.attempt(attempt.key).overlayrun)
+    tell, left = partial(_write_line, log), partial(_write_line, said)
+    make_attempt(shared, attempt, Reports(tell, partial(os.write, said, _BEGUN), left))
+
+
+def _look_up(shared: Shared) -> Known:
+    """What every attempt would ask anew."""
+    repository = shared.repository
     # These two are remembered there: the first for as long as git's files stay as they are.
-    read_settings(git_dir)
+    read_settings(repository.common_dir)
     filter_program(Confinement(), heard=True)
-    return repository
+    ignored = known_ignored(repository, shared.layout)
+    return Known(ignored, configuration(repository), Repo(repository.common_dir).make_refs)
 
 
 def _rest(news: int) -> str:

@@ -188,7 +188,7 @@ def workflow_commands(report: BatchReport) -> list[str]:
         verdict = verdict_of(task)
         if verdict in _BAD:
             kinds["error"].append(task)
-        elif verdict is Verdict.SKIPPED:
+        elif verdict is Verdict.SKIPPED and task.winner is None:
             kinds["notice" if task.succeeded else "warning"].append(task)
     return [line for kind, tasks in kinds.items() for line in _commands(kind, tasks)]
 
@@ -215,13 +215,13 @@ def outputs(report: BatchReport, directory: str) -> str:
 
     The delimiter is random: a value can't end itself and begin another.
     """
-    done = [task for task in report.tasks if task.succeeded]
-    branches = [last.branch for last in map(decisive, done) if last and last.tip]
+    passed = [task for task in report.tasks if verdict_of(task) is Verdict.PASSED]
+    branches = [last.branch for last in map(decisive, passed) if last and last.tip]
     values = {
         "run": report.run,
         "status": str(report.status),
         "total": str(len(report.tasks)),
-        "succeeded": str(len(done)),
+        "succeeded": str(sum(task.succeeded for task in report.tasks)),
         "cost": f"{report.cost:.4f}",
         "branches": json.dumps(branches),
         "failed": json.dumps([task.task.id for task in report.tasks if verdict_of(task) in _BAD]),

@@ -53,12 +53,23 @@ _WORDS: Final[Mapping[Outcome, str]] = {
 
 
 def verdict_of(task: TaskReport) -> Verdict:
-    """Judge a task by what it accepts; one whose work was to land and did not has failed."""
-    if task.outcome in _NEVER_DONE:
+    """Judge a task by what it accepts; one whose work was to land and did not has failed.
+
+    Of several tries before a judge the winner alone counts, so that viewers count as the exit code does.
+    """
+    if task.outcome in _NEVER_DONE or task.winner is False:
         return Verdict.SKIPPED
+    if _is_unjudged(task):
+        return Verdict.FAILED
     if task.succeeded:
         return Verdict.SKIPPED if task.outcome is Outcome.NO_CHANGE else Verdict.PASSED
     return Verdict.ERROR if is_error(task.outcome) and not has_failed_to_land(task) else Verdict.FAILED
+
+
+def _is_unjudged(task: TaskReport) -> bool:
+    """Whether it is a good try, and the judge took none."""
+    is_try = task.task.judge is not None and task.task.group != task.task.id
+    return is_try and task.winner is None and task.outcome in task.task.accept
 
 
 def is_error(outcome: Outcome) -> bool:
@@ -75,6 +86,10 @@ def reason_of(task: TaskReport) -> str:
     """Why it ended so, in words; from outside in parts, so not escaped for anything."""
     if has_failed_to_land(task):
         return f"{task.landing}: {task.landing_detail}" if task.landing_detail else str(task.landing)
+    if _is_unjudged(task):
+        return "the judge took none of its tries"
+    if task.winner is False:
+        return "another try won" + (f"; {task.detail}" if task.detail else "")
     return task.detail or _WORDS[task.outcome]
 
 

@@ -42,7 +42,7 @@ def garbage(layout: Layout, *, max_age: float = 14 * DAY, max_size: int | None =
     the longest unused first.
     """
     known = list(records(layout))
-    found = [*_leftovers(layout), *_throwaways(layout), *_kept(layout, known), *_checks(layout)]
+    found = [*_leftovers(layout), *_throwaways(layout), *_kept(layout, known), *_checks(layout), *_batches(layout)]
     cutoff = time.time() - max_age
     spare: list[tuple[float, Garbage]] = []
     for used, item in [*_layers(layout, known), *_landed(layout, known)]:
@@ -90,6 +90,14 @@ def _checks(layout: Layout) -> Iterator[Garbage]:
     for entry in os.scandir(layout.checks) if os.path.isdir(layout.checks) else ():
         if time.time() - entry.stat().st_mtime > KEPT:  # a directory's time is that of its newest result
             yield Garbage(entry.path, disk_usage(entry.path), "results of old checks")
+
+
+def _batches(layout: Layout) -> Iterator[Garbage]:
+    """Logs and reports of old runs; what their attempts made stays, by their refs."""
+    for entry in os.scandir(layout.batches) if os.path.isdir(layout.batches) else ():
+        is_old = time.time() - entry.stat().st_mtime > KEPT
+        if is_old and not is_locked(f"{entry.path}/lock"):
+            yield Garbage(entry.path, disk_usage(entry.path), "logs and reports of an old batch")
 
 
 def _layers(layout: Layout, known: list[Record]) -> Iterator[tuple[float, Garbage]]:

@@ -394,6 +394,8 @@ def _repo_to_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made.home / ".gitconfig").write_text(_GITCONFIG)
     made.root.mkdir()
     made.git("init", "--quiet")
+    for sample in (made.root / ".git/hooks").glob("*.sample"):
+        sample.unlink()  # a tenth of all files that the suite would copy
     made.write("README", "read me\n")
     made.commit("first")
     made.write("src/app.py", "answer = 41\n")

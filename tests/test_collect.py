@@ -89,3 +89,17 @@ def test_a_running_workspace_is_left_alone(repo: UserRepo) -> None:
         run.type("go")
         assert run.end() == 0
     assert repo.show("b", "new") == "x\n"
+
+
+def test_reports_of_an_old_batch_go_and_its_work_stays(repo: UserRepo) -> None:
+    for _ in range(2):
+        assert repo.overlayrun("batch", "-p", "x", "--", "sh", "-c", "echo x >new").code == 0
+    old, new = sorted((repo.state / "batches").iterdir())
+    kept = [ref for ref in repo.refs() if ref.startswith("refs/overlayrun/attempts/")]
+    assert len(kept) == 2
+    _age(old)
+    assert repo.overlayrun("gc").code == 0
+    assert new.exists()
+    assert not old.exists()
+    assert [ref for ref in repo.refs() if ref.startswith("refs/overlayrun/attempts/")] == kept
+    assert repo.show(f"batch/{old.name}/x", "new") == "x\n"

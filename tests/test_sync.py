@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import Done, UserRepo
 
+pytestmark = pytest.mark.shared  # which commits and lines a branch stands on afterwards
+
 LINES = [f"line {number}\n" for number in range(40)]
 
 
@@ -110,6 +112,7 @@ def test_a_conflict_changes_nothing_and_is_listed(repo: UserRepo, committed: boo
     assert repo.inside("cat README") == "agent\n"
 
 
+@pytest.mark.by_both
 def test_an_ignored_file_that_the_target_tracks_now_is_not_overwritten(begun: UserRepo) -> None:
     begun.write("a.o", "user\n")
     begun.git("add", "-f", "a.o")
@@ -170,6 +173,7 @@ def test_a_restore_from_before_gives_that_tree_and_base_again(begun: UserRepo) -
     assert begun.git("rev-parse", "b^{tree}", "b^") == f"{synced}\n{begun.git('rev-parse', 'main')}"
 
 
+@pytest.mark.by_both
 def test_times_of_untouched_files_are_kept(begun: UserRepo) -> None:
     begun.inside("touch -d 2001-02-03 untracked d/b.o")
     sync(begun)
@@ -177,6 +181,7 @@ def test_times_of_untouched_files_are_kept(begun: UserRepo) -> None:
     assert years == ["2001-02-03", "2001-02-03"]
 
 
+@pytest.mark.by_both
 def test_what_the_agent_keeps_in_its_git_stays(begun: UserRepo) -> None:
     begun.inside("git branch idea; git stash -q; git stash apply -q; git config user.name Agent")
     sync(begun)
@@ -185,6 +190,7 @@ def test_what_the_agent_keeps_in_its_git_stays(begun: UserRepo) -> None:
     ).split()[:2] == ["Agent", "1"]
 
 
+@pytest.mark.by_both
 def test_carried_files_stay_as_the_branch_left_them(repo: UserRepo) -> None:
     repo.commit("start", **{".gitignore": ".env\nlib/\n"})
     repo.write(".env", "host\n")
@@ -196,6 +202,7 @@ def test_carried_files_stay_as_the_branch_left_them(repo: UserRepo) -> None:
     assert repo.inside("cat .env lib/b lib/c; ls lib; cat mine") == "branch\nbranch\nhost\nb\nc\nm\n"
 
 
+@pytest.mark.by_both
 def test_a_replaced_carried_directory_hides_the_old_one(repo: UserRepo) -> None:
     repo.commit("start", **{".gitignore": "lib/\n"})
     repo.write("lib/old", "host\n")
@@ -205,6 +212,7 @@ def test_a_replaced_carried_directory_hides_the_old_one(repo: UserRepo) -> None:
     assert repo.inside("ls lib") == "new\n"
 
 
+@pytest.mark.by_both
 def test_ignored_files_stay_where_the_target_removed_a_directory(repo: UserRepo) -> None:
     repo.commit("start", **{".gitignore": "*.o\n", "d/x": "x\n"})
     repo.inside("echo o >d/x.o")
@@ -242,6 +250,7 @@ def test_a_target_with_attributes_of_its_own_rules(repo: UserRepo) -> None:
     assert repo.overlayrun("sync", "b").code == 1
 
 
+@pytest.mark.by_both
 def test_a_state_directory_elsewhere(repo: UserRepo, tmp_path: Path) -> None:
     repo.env["OVERLAYRUN_STATE_DIR"] = str(tmp_path / "state")
     repo.inside("echo 1 >one; echo o >lib")
@@ -250,6 +259,7 @@ def test_a_state_directory_elsewhere(repo: UserRepo, tmp_path: Path) -> None:
     assert repo.inside("cat one mine") == "1\nm\n"
 
 
+@pytest.mark.by_both
 def test_odd_names_and_closed_directories_come_along(repo: UserRepo) -> None:
     repo.commit("start", **{".gitignore": "cache\n*.o\n"})
     repo.inside(
@@ -375,6 +385,7 @@ def test_work_on_landed_lines_goes_on_over_uncommitted_changes_too(dirty: UserRe
     assert landed(dirty) == ["theirs"]
 
 
+@pytest.mark.by_both
 def test_times_of_uncommitted_changes_are_kept(repo: UserRepo) -> None:
     repo.write("loose", "l\n")
     os.utime(repo.root / "loose", (10**9, 10**9))
@@ -385,6 +396,7 @@ def test_times_of_uncommitted_changes_are_kept(repo: UserRepo) -> None:
     assert repo.inside("stat -c %Y loose") == f"{10**9}\n"
 
 
+@pytest.mark.by_both
 def test_a_repository_inside_the_workspace_stays(repo: UserRepo) -> None:
     repo.inside("git init -q sub; cd sub; echo s >s; git add s; git commit -qm s; echo 1 >../one")
     repo.commit("mine", mine="m\n")

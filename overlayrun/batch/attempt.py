@@ -22,7 +22,7 @@ from overlayrun.batch.task import Attempt, Outcome
 from overlayrun.batch.transcript import AGENTS, Transcript, read_transcript
 from overlayrun.errors import HostError, OverlayrunError, UsageError
 from overlayrun.files import read_bytes, write_new, write_whole
-from overlayrun.model import AgentState, CarryPolicy, CommitId, DirtyPolicy, HomePolicy, RunOptions
+from overlayrun.model import AgentState, CarryPolicy, DirtyPolicy, HomePolicy, RunOptions
 from overlayrun.run import Witness, run_command
 from overlayrun.store.importer import expect_unmoved
 from overlayrun.store.location import Repository

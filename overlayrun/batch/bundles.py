@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import BinaryIO, Final
 
+from overlayrun.batch.quarantine import quarantined
 from overlayrun.errors import StoreError
 from overlayrun.store.git import GitFailed, git
-from overlayrun.store.pack import flush
 from overlayrun.store.repo import Repo
 
 LARGEST: Final = 256 << 20
@@ -52,31 +49,14 @@ def take_bundle(repo: Repo, path: str, tip: str, base: str, *, limit: int = LARG
     to keep by a ref; where anything is not as it should be, nothing of it is. Raises StoreError.
     """
     pack = _read_pack(path, tip, limit)
-    with _quarantine(repo) as quarantine:
-        environment = {
-            "GIT_OBJECT_DIRECTORY": quarantine,
-            # A list with colons, unless an item is quoted as in C.
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": '"{}"'.format(
-                repo.objects.replace("\\", "\\\\").replace('"', '\\"')
-            ),
-            "GIT_GRAFT_FILE": "/dev/null",
-        }
+    checks = ["--strict", "--fsck-objects", "--stdin", "--fix-thin", f"--max-input-size={limit}"]
+    with quarantined(repo) as quarantine:
         try:
             if pack[8:12] != _NO_OBJECTS:
-                checks = ["--strict", "--fsck-objects", "--stdin", "--fix-thin", f"--max-input-size={limit}"]
-                git(["index-pack", *checks], git_dir=repo.git_dir, input=pack, env=environment)
-            for words in (
-                ["cat-file", "-e", f"{tip}^{{commit}}"],
-                ["merge-base", "--is-ancestor", base, tip],
-                ["rev-list", "--objects", "--quiet", tip, f"^{base}"],
-            ):
-                git(words, git_dir=repo.git_dir, env=environment)
+                git(["index-pack", *checks], git_dir=repo.git_dir, input=pack, env=quarantine.environment)
         except GitFailed as err:
-            raise StoreError(
-                f"the bundle does not hold {tip[:10]} whole, sound and made from {base[:10]}",
-                details=err.details,
-            ) from err
-        _move_in(repo, quarantine)
+            raise StoreError("what the bundle holds is not sound", details=err.details) from err
+        quarantine.accept(tip, base)
 
 
 def _read_pack(path: str, tip: str, limit: int) -> bytes:
@@ -111,25 +91,3 @@ def _tips(file: BinaryIO) -> set[bytes]:
         elif not _PREREQUISITE.fullmatch(line) and line != b"@object-format=sha1\n":
             break
     return set()
-
-
-@contextmanager
-def _quarantine(repo: Repo) -> Iterator[str]:
-    # The name is one that `git prune` clears away after a crash.
-    path = tempfile.mkdtemp(prefix="tmp_objdir-overlayrun-", dir=repo.objects)
-    try:
-        os.mkdir(f"{path}/pack")
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _move_in(repo: Repo, quarantine: str) -> None:
-    """Move packs into the store, flushed, the index of each last: git looks for packs by their index."""
-    names = sorted(os.listdir(f"{quarantine}/pack"), key=lambda name: name.endswith(".idx"))
-    os.makedirs(f"{repo.objects}/pack", exist_ok=True)
-    for name in names:
-        flush(f"{quarantine}/pack/{name}")
-        os.rename(f"{quarantine}/pack/{name}", f"{repo.objects}/pack/{name}")
-    if names:
-        flush(f"{repo.objects}/pack")

@@ -22,7 +22,7 @@ from overlayrun.batch.layout import BatchLayout
 from overlayrun.batch.plan import Decision, Plan, State
 from overlayrun.batch.progress import Board, News, NewsKind, Watcher, board_of
 from overlayrun.batch.result import BatchReport, Result
-from overlayrun.batch.salvage import lost_result, read_result, salvage
+from overlayrun.batch.salvage import Salvor, read_result
 from overlayrun.batch.settings import Settings
 from overlayrun.batch.task import Attempt, AttemptKey, Outcome, Task
 from overlayrun.batch.window import Room, Start
@@ -47,12 +47,16 @@ class Rerun(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Where a batch runs and who watches. capacity: of this machine; None where attempts run elsewhere."""
+    """Where a batch runs and who watches.
+
+    capacity: of this machine; None where attempts run elsewhere. variables: RunOptions.env of its runs.
+    """
 
     repository: Repository
     layout: Layout
     watcher: Watcher
     capacity: Capacity | None = None
+    variables: Sequence[str] = ()
 
 
 def plan_batch(
@@ -150,6 +154,7 @@ class _Course:
         self._site = site
         self._journal, self._facts = log
         self._plan = Plan(planned.tasks, planned.settings, self._facts)
+        self._salvor = Salvor(site.repository, site.layout, place, site.variables, self._tell_note)
         # Waits and limits must not jump with the wall clock.
         self._offset = time.time() - time.monotonic()
         self._cancelled: set[AttemptKey] = set()
@@ -287,7 +292,7 @@ class _Course:
             self._engine.submit(attempt, host)
         except OverlayrunError as err:
             now = self._now()
-            lost = lost_result(attempt, host, (now, now), None, err.brief)
+            lost = self._salvor.lost(attempt, host, (now, now), None, err.brief)
             self._end(replace(lost, outcome=Outcome.INFRA))
 
     def _span(self, wake: float | None) -> float:
@@ -315,9 +320,9 @@ class _Course:
     def _salvaged(self, attempt: Attempt, host: str, why: str) -> Result:
         """Result of an attempt that wrote none, after what it left is kept."""
         tried = self._facts.running[attempt.key]
-        tip, fault = salvage(self._site.repository, self._site.layout, self._place, attempt, self._tell_note)
+        tip, fault = self._salvor.salvage(attempt, tried.submitted)
         times = (tried.started or tried.submitted, self._now())
-        return lost_result(attempt, host, times, tip, f"{why}; {fault}" if fault else why)
+        return self._salvor.lost(attempt, host, times, tip, f"{why}; {fault}" if fault else why)
 
     def _take_up(self, attempt: Attempt, host: str) -> None:
         """Close an attempt that the batch's own end left open: by its result, else as lost without blame."""

@@ -95,9 +95,9 @@ def publish(
 ) -> tuple[Published, ...]:
     """Push each tip as the new branch `<prefix>/<task>`, and nothing else; in the order given.
 
-    A branch that is there with another commit is refused, by itself; with the same, all is well. The rest goes
-    in one atomic push where the remote can and has nothing against any of it, else each by itself. remote: a
-    name or a URL. The user's pre-push hook runs.
+    A branch that is there with another commit is refused, by itself; with the same, all is well. The rest
+    goes in one atomic push where the remote can and has nothing against any of it, else each by itself.
+    remote: a name or a URL. The user's pre-push hook runs.
     Raises UsageError for a prefix or remote that is none, and in CI for a pull request from a fork, whose
     author must not get branches into the repository; StoreError where the remote can't be asked.
     """

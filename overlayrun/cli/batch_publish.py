@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -72,9 +73,8 @@ def publish_results(opened: Opened, given: Mapping[str, Any]) -> int:
     head = opened.repository.head
     if head is None:
         raise UsageError("this repository has no commit yet", hint="publish from a clone of what the job had")
-    received = [
-        each for place in given["source"] for each in import_bundles(place, opened.repo.git_dir, head)
-    ]
+    places = [place for source in given["source"] for place in _reports(source)]
+    received = [each for place in places for each in import_bundles(place, opened.repo.git_dir, head)]
     sound = [each.publication for each in received if each.problem is None]
     done = _publish(opened, sound, opened.repository.branch, given)
     faults = [each for each in received if each.problem is not None]
@@ -86,6 +86,14 @@ def publish_results(opened: Opened, given: Mapping[str, Any]) -> int:
         for each in faults:
             tell(f"{each.publication.task}: not taken: {safe(each.problem or '')}")
     return int(bool(faults)) or published_status(done)
+
+
+def _reports(source: str) -> list[str]:
+    """The folder, or the folders in it, if they are what several jobs left."""
+    if os.path.lexists(f"{source}/summary.json"):
+        return [source]
+    below = sorted(entry.path for entry in os.scandir(source) if entry.is_dir(follow_symlinks=False))
+    return [path for path in below if os.path.lexists(f"{path}/summary.json")] or [source]
 
 
 def _shape(each: Published) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _HEADS: Final = ("TASK", "STATE", "TRY", "FOR", "WHY")
 _LASTING: Final = (NewsKind.ENDED, NewsKind.LOST, NewsKind.NOTE, NewsKind.STOPPING)
 _ROWS_OF_OTHERS: Final = 6  # title, bar, heads, a line for what is left out, the prompt
 _EVERY: Final = 0.25  # seconds between two pictures
-_BAR: Final = 40
+_BAR: Final = 30
 # What people look for stands at the top: what runs, what went wrong, what comes next.
 _ORDER: Final = {Phase.RUNNING: 0, Phase.BACKING_OFF: 1, Phase.OVER: 2, Phase.READY: 3, Phase.BLOCKED: 4}
 
@@ -86,15 +86,17 @@ def _title(board: Board) -> Text:
     done = Counter(row.outcome for row in board.rows if row.phase is Phase.OVER)
     good = done[Outcome.OK] + done[Outcome.NO_CHANGE]
     filled = _BAR * board.over // max(1, len(board.rows))
-    text = Text("━" * filled, style="green" if good == board.over else "yellow")
+    text = Text(
+        "━" * filled, style="green" if good == board.over else "yellow", no_wrap=True, overflow="ellipsis"
+    )
     text.append("━" * (_BAR - filled), style="bright_black")
     parts = [f" {board.over}/{len(board.rows)}", f"{board.running} running"]
     parts += [f"{board.over - good} not ok"] if board.over > good else []
     parts.append(span_text(board.now - board.began))
-    if board.cost or board.unpriced:
-        parts.append(f"${board.cost:.2f}" + (" and unknown" if board.unpriced else ""))
+    if board.cost:
+        parts.append(f"${board.cost:.2f}" + (" and more" if board.unpriced else ""))
     text.append(", ".join(parts), style="default")
-    ending = safe(board.why or "stopping") if board.stop else "Ctrl-C ends it and keeps what was done"
+    ending = safe(board.why or "stopping") if board.stop else "Ctrl-C ends it, nothing is lost"
     text.append(f"; {ending}", style="dim")
     return text
 
@@ -108,6 +110,6 @@ def _cells(row: Row, now: float) -> list[Text]:
         span = span_text(now - row.since)
     elif row.until is not None:
         span = f"in {span_text(row.until - now)}"
-    why = row.detail if row.phase is not Phase.RUNNING else (row.task.prompt or "").split("\n")[0]
+    why = row.detail if row.phase is not Phase.RUNNING else row.task.prompt or " ".join(row.task.command)
     number = str(row.attempt) if row.attempt else ""
     return [Text(row.task.id), state, Text(number), Text(span), Text(safe(why or ""), style="dim")]

@@ -68,7 +68,7 @@ def test_a_sound_one_comes_in_whole_without_its_refs(handed: Handed) -> None:
 @pytest.mark.parametrize("name", [b".git", b"..", b"a/b", b".GIT"])
 def test_a_tree_that_git_must_not_have_is_refused(handed: Handed, name: bytes) -> None:
     blob = handed.repo.raw_git("hash-object", "-w", "--stdin", data=b"evil\n").decode().strip()
-    handed.of_tree(b"100644 " + name + b"\0" + bytes.fromhex(blob)).is_refused("does not hold")
+    handed.of_tree(b"100644 " + name + b"\0" + bytes.fromhex(blob)).is_refused("not sound|not whole")
 
 
 def test_a_commit_that_is_not_on_the_base_is_refused(handed: Handed) -> None:
@@ -77,19 +77,19 @@ def test_a_commit_that_is_not_on_the_base_is_refused(handed: Handed) -> None:
     handed.is_refused("does not name")  # the bundle names another
     handed.tip = tip
     other = handed.repo.git("commit-tree", "-m", "no parent", f"{handed.base}^{{tree}}")
-    handed.of(other).is_refused("does not hold")
+    handed.of(other).is_refused("not sound|not whole")
 
 
 def test_a_tip_that_is_no_commit_is_refused(handed: Handed) -> None:
     handed.of(handed.repo.git("rev-parse", f"{handed.repo.commit('one', new='new')}^{{tree}}"))
-    handed.is_refused("does not hold")
+    handed.is_refused("not sound|not whole")
 
 
 def test_one_that_lacks_objects_is_refused(handed: Handed) -> None:
     tip = handed.of(handed.repo.commit("one", new="new\n")).tip
     without = handed.repo.raw_git("pack-objects", "--stdout", "-q", data=f"{tip}\n".encode())
     Path(handed.path).write_bytes(f"# v2 git bundle\n{tip} {REF}\n\n".encode() + without)
-    handed.is_refused("does not hold")
+    handed.is_refused("not sound|not whole")
 
 
 def test_one_that_is_damaged_or_none_at_all_is_refused(handed: Handed) -> None:
@@ -100,8 +100,8 @@ def test_one_that_is_damaged_or_none_at_all_is_refused(handed: Handed) -> None:
         (b"", "is none"),
         (whole[:30], "is none"),
         (header + b"\n\n", "no pack"),
-        (whole[:-10], "does not hold"),
-        (header + b"\n\n" + pack[:40] + b"\xff" + pack[41:], "does not hold"),
+        (whole[:-10], "not sound|not whole"),
+        (header + b"\n\n" + pack[:40] + b"\xff" + pack[41:], "not sound|not whole"),
         (b"# v2 git bundle\n" + tip + b" \n\n" + pack, "is none"),
         (b"# v3 git bundle\n@filter=blob:none\n" + tip + b" x\n\n" + pack, "is none"),
         (b"# v2 git bundle\n" + (tip + b" x\n") * 2000 + b"\n" + pack, "is none"),

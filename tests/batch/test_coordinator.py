@@ -29,7 +29,7 @@ from overlayrun.batch.task import Attempt, AttemptKey, Outcome, Task
 from overlayrun.errors import HostError, UsageError, WorkspaceBusy
 from overlayrun.store.location import find_repository
 from overlayrun.workspace.layout import open_state
-from tests.conftest import UserRepo
+from conftest import UserRepo
 
 OUTCOMES = {0: Outcome.OK, 3: Outcome.INFRA, 4: Outcome.TIMEOUT, -signal.SIGTERM: Outcome.CANCELLED}
 

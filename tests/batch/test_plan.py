@@ -505,7 +505,7 @@ class Course:
         self.batch.end(key[0], outcome, interrupted=key in self.cancelled, cost=cost)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(tasks=TASKS, wanted=SETTINGS, data=st.data())
 def test_whatever_comes_the_batch_ends_and_keeps_its_promises(
     tasks: list[Task], wanted: Settings, data: st.DataObject

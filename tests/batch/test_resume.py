@@ -20,7 +20,7 @@ from overlayrun.batch.layout import BatchLayout
 from overlayrun.batch.task import Task
 from overlayrun.store.location import find_repository
 from overlayrun.workspace.layout import open_state
-from tests.conftest import SHARE, UserRepo
+from conftest import SHARE, UserRepo
 
 TRIES: Final = range(SHARE, 20, 2)
 # Imports once, then a fork a line: {"run": ..., "tasks": [...] or null to resume}; answers pid, then status.

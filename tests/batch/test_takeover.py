@@ -111,7 +111,7 @@ def test_one_fault_keeps_no_other_task(handover: Handover) -> None:
     bundle = handover.bundle("two")
     bundle.write_bytes(bundle.read_bytes()[:-5])
     problems = handover.problems()
-    assert "the bundle does not hold" in problems["two"]
+    assert "what the bundle holds is not sound" in problems["two"]
     assert problems["three"] == f"its base {handover.tips['two'][:10]} is not in the history of main"
     assert list(handover.refs()) == [handover.ref("one")]
 

@@ -369,6 +369,7 @@ def test_the_plan_is_in_the_order_of_the_start() -> None:
     - {id: last, command: "two\\nlines", needs: [high, low]}
     - {id: low, command: [x, "a b"]}
     - {id: high, command: x, priority: 2, timeout: 90m, budget: 1.5, resources: {memory: 1536M, cpus: 2}}
+    - {id: later, command: x, needs: last}
     - {id: onto, command: x, base: "task:last", priority: 9}
     """)
     assert plan_rows(list(tasks.values())) == [
@@ -376,6 +377,7 @@ def test_the_plan_is_in_the_order_of_the_start() -> None:
         PlanRow("low", (), "x 'a b'", None, "batch/run/low", ""),
         PlanRow("last", ("high", "low"), "two lines", None, "batch/run/last", ""),
         PlanRow("onto", ("last",), "x", "task:last", "batch/run/onto", ""),
+        PlanRow("later", ("last",), "x", None, "batch/run/later", ""),
     ]
 
 

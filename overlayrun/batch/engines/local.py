@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -60,7 +61,7 @@ class _Child:
 
 
 class LocalEngine:
-    """Runs attempts as children of this process, which has a single thread; they die with it."""
+    """Runs attempts as children of this process; they die with the thread that made it."""
 
     def __init__(self, shared: Shared, slots: int, tell: Callable[[str], None] = lambda _: None) -> None:
         """slots: attempts at a time. tell: called with a line before anything slow."""
@@ -110,7 +111,8 @@ class LocalEngine:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         parent = os.getpid()
         try:
-            pid = syscalls.clone(0)  # what os.fork does besides costs half a megabyte
+            # What os.fork does besides costs half a megabyte, and is needed beside other threads alone.
+            pid = os.fork() if threading.active_count() > 1 else syscalls.clone(0)
             if pid == 0:
                 _become(self._shared, orders, said, parent, (*self._descriptors(), news, order))
         except OSError as err:

@@ -23,10 +23,11 @@ class Relay:
     streams: descriptors that the command is to have in place of 0, 1 and 2. readers: our ends of its output,
     by descriptor, with the descriptor that they go to. feeds: our ends of its input, by descriptor, with the
     descriptor that it comes from. files: whether files go through pipes. timed: whether silence counts, so
-    that pipes go through ours: a pipe's own times do not move on every kernel.
+    that pipes go through ours: a pipe's own times do not move on every kernel. largest: bytes of an output
+    that are passed on, what comes then is dropped; None for all.
     """
 
-    __slots__ = ("_last", "_rest", "_timed", "feeds", "readers", "streams")
+    __slots__ = ("_last", "_passed", "_rest", "_timed", "feeds", "largest", "readers", "streams")
 
     def __init__(self, *, files: bool, timed: bool) -> None:
         self.streams: dict[int, int] = {}
@@ -35,6 +36,8 @@ class Relay:
         self._timed = [fd for fd in (1, 2) if os.isatty(fd)]
         self._last = time.time()
         self._rest = b""
+        self._passed: dict[int, int] = {}
+        self.largest: int | None = None
         if files and _is_file(0):
             reader, writer = os.pipe()
             os.set_blocking(writer, False)
@@ -62,6 +65,10 @@ class Relay:
         if not data:
             return False
         self._last = time.time()
+        if self.largest is not None:
+            passed = self._passed.get(reader, 0)
+            self._passed[reader] = passed + len(data)
+            data = data[: max(0, self.largest - passed)]
         while data:
             data = data[os.write(self.readers[reader], data) :]
         return True

@@ -50,16 +50,17 @@ class Witness:
     """What a caller in this process learns of a run beside its exit status.
 
     made: called when the workspace is there; begin: when its sandbox stands, before the command starts.
-    flush: called at the end in place of `durable.sync_in_background`. ending: the last snapshot, None where
-    nothing changed. unsaved: why that could not be taken.
+    flush: called at the end in place of `durable.sync_in_background`. largest: see `Relay`. ending: the last
+    snapshot, None where nothing changed. unsaved: why that could not be taken.
     """
 
-    __slots__ = ("begin", "ending", "flush", "made", "outcome", "unsaved")
+    __slots__ = ("begin", "ending", "flush", "largest", "made", "outcome", "unsaved")
 
     def __init__(self) -> None:
         self.made: Callable[[Record], object] = lambda _: None
         self.begin: Callable[[], object] = lambda: None
         self.flush: Callable[[Record], object] | None = None
+        self.largest: int | None = None
         self.outcome: Outcome | None = None
         self.ending: Ending | None = None
         self.unsaved: OverlayrunError | None = None
@@ -145,6 +146,7 @@ class _Run:
         command = self._command(argv)
         write_guide(f"{self.place.sockets}/inside", self.record)
         relay = Relay(files="streams" not in self.without, timed=self.options.idle_timeout is not None)
+        relay.largest = self.witness.largest
         command.streams = relay.streams
         with self._group(command) as group, LiveSandbox(layers, command, group) as live:
             # Open only now: a sandbox that could not be made leaves nothing to recover.

@@ -276,12 +276,12 @@ class Supervisor:
 
     def _settle(self) -> None:
         """The command is no quick one: look after it, open the control sockets and start the timer."""
-        if "watchdog" not in self.options.without:
-            self._watch()
         self.listen(self.sockets, "outside", lambda request: self.answers().outside(request))
         self.listen(f"{self.sockets}/inside", "control", lambda request: self.answers().inside(request))
         if self.take is not None and self.options.every > 0:
             self.next_snapshot = time.monotonic() + self.options.every
+        if "watchdog" not in self.options.without:  # last: what we write to afterwards, each of us has
+            self._watch()
 
     def _watch(self) -> None:
         from overlayrun.watchdog import Watchdog, Watcher

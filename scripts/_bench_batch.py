@@ -7,7 +7,6 @@ so many sleeping attempts take.
 
 from __future__ import annotations
 
-import ctypes  # noqa: TID251  # the floor is measured without the package
 import json
 import os
 import statistics
@@ -16,8 +15,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
+import _bench_forks
+from _bench_forks import NOW, floor
 from _bench_measure import AbsentError, Figure, Lane, Race, amount, faster, times
 from _bench_world import World, disk_usage
 
@@ -26,9 +27,6 @@ _PEERS: Final = 10  # worktrees made in a round
 _JOBS: Final = 4
 _STARTS: Final = 12
 _SLEEPERS: Final = 50
-_NOW: Final = ("date", "+%s%N")
-_NICE: Final = 5  # as the sandbox's own commands
-_FLAGS: Final = 0x10000000 | 0x20000 | 0x20000000  # CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWPID (linux/sched.h)
 _NEW: Final = "new.txt"
 
 
@@ -98,7 +96,7 @@ def _clear(world: World, place: str) -> None:
 
 def _lane(world: World, place: str, *words: str) -> Lane:
     """A lane that this file is, run by the installed Python in a repository."""
-    program = [f"{world.home}/venv/bin/python", "-P", os.path.realpath(__file__), *words]
+    program = [f"{world.home}/venv/bin/python", os.path.realpath(__file__), *words]
 
     def lane(_: int) -> Mapping[str, float]:
         samples: dict[str, float] = json.loads(world.run(program, place).output)
@@ -173,9 +171,9 @@ class _Batch:
 
 def _measure_start(scratch: str, count: int) -> dict[str, float]:
     batch = _Batch(2)
-    libc = ctypes.CDLL(None, use_errno=True)
+    program = os.path.realpath(_bench_forks.__file__)
     bare = subprocess.Popen(
-        [os.path.realpath(sys.executable), "-I", "-S", os.path.realpath(__file__), "floor", scratch],
+        [os.path.realpath(sys.executable), "-I", "-S", program, scratch],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -185,7 +183,7 @@ def _measure_start(scratch: str, count: int) -> dict[str, float]:
     samples: dict[str, list[float]] = {"engine": [], "bare floor": [], "own floor": []}
     for turn in range(count + 2):  # the first two fill caches
         began = time.time_ns()
-        name = batch.submit(*_NOW)
+        name = batch.submit(*NOW)
         batch.until("Ended", 1)
         with open(batch.place.attempt((name, 1)).stdout, encoding="ascii") as file:
             taken = (int(file.read()) - began) / 1e6
@@ -194,7 +192,7 @@ def _measure_start(scratch: str, count: int) -> dict[str, float]:
         found = {
             "engine": taken,
             "bare floor": float(bare.stdout.readline()),
-            "own floor": _floor(libc, f"{scratch}/own-{turn}"),
+            "own floor": floor(f"{scratch}/own-{turn}"),
         }
         for lane, value in found.items() if turn > 1 else ():
             samples[lane].append(value)
@@ -202,54 +200,6 @@ def _measure_start(scratch: str, count: int) -> dict[str, float]:
     bare.wait()
     batch.engine.close()
     return {lane: statistics.median(values) for lane, values in samples.items()}
-
-
-def _floor(libc: Any, place: str) -> float:
-    """Milliseconds from a fork to a command in namespaces of its own, on one overlay."""
-    layers = [f"{place}-{time.time_ns()}/{name}" for name in ("lower", "upper", "work")]
-    for layer in layers:
-        os.makedirs(layer)
-    said, say = os.pipe()
-    began = time.time_ns()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _become_floor(libc, layers, say)
-        finally:
-            os._exit(1)
-    os.close(say)
-    with open(said, encoding="ascii") as file:
-        taken = (int(file.read()) - began) / 1e6
-    os.waitpid(pid, 0)
-    return taken
-
-
-def _become_floor(libc: Any, layers: list[str], say: int) -> None:
-    lower, upper, work = layers
-    uid, gid = os.geteuid(), os.getegid()
-    if libc.unshare(_FLAGS):
-        raise OSError(ctypes.get_errno(), "unshare")
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        fd = os.open(f"/proc/self/{name}", os.O_WRONLY)
-        os.write(fd, text.encode())
-        os.close(fd)
-    data = f"lowerdir={lower},upperdir={upper},workdir={work},userxattr,volatile"
-    if libc.mount(b"overlay", os.fsencode(lower), b"overlay", 0, os.fsencode(data)):
-        raise OSError(ctypes.get_errno(), "mount")
-    pid = os.fork()
-    if pid == 0:
-        os.nice(_NICE)
-        os.chdir(lower)
-        os.dup2(say, 1)
-        os.execvp(_NOW[0], _NOW)
-    os.waitpid(pid, 0)
-
-
-def _serve_floor(scratch: str) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    for turn, _ in enumerate(sys.stdin):
-        sys.stdout.write(f"{_floor(libc, f'{scratch}/bare-{turn}')}\n")
-        sys.stdout.flush()
 
 
 def _measure_sleep(count: int) -> dict[str, float]:
@@ -284,9 +234,6 @@ def _proportional(pid: int) -> int:
 
 
 def _main(mode: str, *words: str) -> None:
-    if mode == "floor":
-        _serve_floor(words[0])
-        return
     found = _measure_start(words[0], int(words[1])) if mode == "start" else _measure_sleep(int(words[0]))
     sys.stdout.write(json.dumps(found))
 

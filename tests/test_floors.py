@@ -32,7 +32,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
     (
         ("layers.names", "layers.marks", "layers.wire", "layers.upper", "layers.walk"),
         (
-            *("store.git", "store.settings", "store.location", "store.refs", "store.commits", "store.trees"),
+            *("store.git", "store.settings", "store.refs", "store.location", "store.commits", "store.trees"),
             *("store.repo", "store.hashes", "store.pack", "store.importer", "store.lfs", "store.convert"),
             *("store.ignore", "store.rule_tree", "store.merger", "store.landings", "store.compare"),
         ),
@@ -141,8 +141,10 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
                 "batch.transcript",
                 "batch.classify",
                 "batch.artifacts",
+                "batch.run_options",
                 "batch.leavings",
                 "batch.attempt",
+                "batch.engines.nursery",
                 "batch.engines.local",
             ),
             # Attempts on other machines.
@@ -156,7 +158,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
             # What comes of it.
             *("batch.landing", "batch.publish", "batch.takeover"),
             *("batch.reports.text", "batch.reports.summary", "batch.reports.junit"),
-            *("batch.reports.github", "batch.reports.html"),
+            *("batch.reports.github", "batch.reports.html", "batch.reports.files"),
         ),
     ),
     (
@@ -189,6 +191,8 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
             *("cli.queue", "cli.live", "cli.reconcile", "cli.conflicts", "cli.sync"),
             *("cli.bring", "cli.restore", "cli.rm", "cli.gc", "cli.doctor", "cli.config", "cli.completion"),
             *("cli.mcp", "cli.hub", "cli.integrate"),
+            *("cli.batch_options", "cli.batch_lines", "cli.batch_table", "cli.batch_engine"),
+            *("cli.batch_publish", "cli.batch_runs", "cli.batch", "cli.worker"),
         ),
     ),
 )
@@ -197,6 +201,8 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
 LATE_IMPORTS: Final = {
     "batch.worker": "forks its launcher before it loads Dask, which is an extra and starts threads",
     "bases.carried": "needs pathspec (20 ms to import) only where a .worktreeinclude is",
+    "cli.batch": "needs rich (60 ms to import) only for a live table on a terminal",
+    "cli.batch_engine": "needs Dask, which is an extra and takes 400 ms to import",
     "cli.conflicts": "needs rich (60 ms to import) only for a bar on a terminal",
     "cli.mcp": "needs the protocol's SDK, which is an extra and takes 800 ms to import",
     "cli.main": "loads a command's module, and with it rich or pygit2, only when that command is called",

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, Final
 
 from overlayrun.batch.artifacts import Made, mask, secret_values, write_artifacts
@@ -18,11 +17,12 @@ from overlayrun.batch.classify import End, Facts, classify
 from overlayrun.batch.layout import BatchLayout
 from overlayrun.batch.leavings import free_branch, keep, keep_left
 from overlayrun.batch.result import CheckResult, Result
+from overlayrun.batch.run_options import options_of
 from overlayrun.batch.task import Attempt, Outcome
-from overlayrun.batch.transcript import AGENTS, Transcript, read_transcript
-from overlayrun.errors import HostError, OverlayrunError, UsageError
+from overlayrun.batch.transcript import Transcript, read_transcript
+from overlayrun.errors import HostError, OverlayrunError
 from overlayrun.files import read_bytes, write_new, write_whole
-from overlayrun.model import AgentState, CarryPolicy, DirtyPolicy, HomePolicy, RunOptions
+from overlayrun.model import DirtyPolicy, RunOptions
 from overlayrun.run import Witness, run_command
 from overlayrun.store.importer import expect_unmoved
 from overlayrun.store.location import Repository
@@ -31,17 +31,9 @@ from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
 
 _ENDING: Final = frozenset({signal.SIGTERM, signal.SIGHUP})
-_TIMED_OUT: Final = 124  # as timeout(1)
+_LARGEST: Final = 256 << 20  # bytes of an output; a folder keeps less of it
 _LAST: Final = 1 << 12  # bytes of a judge's output in which its last line is looked for
 _SOME: Final = 1 << 16  # bytes of output in which something beside blanks is looked for
-_CHOICES: Final[Mapping[str, type[Enum]]] = {
-    "dirty": DirtyPolicy,
-    "carry": CarryPolicy,
-    "home": HomePolicy,
-    "agent_state": AgentState,
-}
-# An attempt has a branch of its own, and leaves it.
-_OF_BRANCH: Final[Mapping[str, Any]] = {"rm": False, "keep": False, "apply": False, "quiet": False}
 # A check looks at one commit, and leaves nothing.
 _OF_CHECK: Final[Mapping[str, Any]] = {
     "rm": True,
@@ -100,45 +92,6 @@ def make_attempt(shared: Shared, attempt: Attempt, reports: Reports) -> Result:
     can't be written.
     """
     return _Attempting(shared, attempt, reports).through()
-
-
-def options_of(base: RunOptions, attempt: Attempt) -> RunOptions:
-    """Options of an attempt's run: the batch's, and over them the task's own. Raises UsageError."""
-    task = attempt.task
-    own = {
-        "timeout": task.timeout,
-        "idle_timeout": task.idle_timeout,
-        "memory": task.memory,
-        "disk": task.disk,
-        "cpus": task.cpus,
-        "message": task.prompt,
-    }
-    given = {
-        **vars(base),
-        **{name: value for name, value in own.items() if value is not None},
-        **{name: _option(name, value) for name, value in task.options.items()},
-        **_OF_BRANCH,
-    }
-    variables = {
-        **(AGENTS[task.agent].environment if task.agent and task.agent in AGENTS else {}),
-        **task.env,
-        "OVERLAYRUN_BATCH": attempt.run,
-        "OVERLAYRUN_TASK": task.id,
-        "OVERLAYRUN_ATTEMPT": str(attempt.number),
-    }
-    own_variables = [f"{name}={value}" for name, value in variables.items()]
-    given["env"] = [*base.env, *task.options.get("env", ()), *own_variables]
-    return RunOptions(**{**given, "branch": task.branch, "base": attempt.base})
-
-
-def _option(name: str, value: Any) -> Any:
-    """A run option's value from its form in JSON."""
-    if name not in _CHOICES or value is None:
-        return value
-    try:
-        return _CHOICES[name](value)
-    except ValueError as err:
-        raise UsageError(f"option {name} can't be {value!a}") from err
 
 
 @dataclass(slots=True)
@@ -201,6 +154,7 @@ class _Attempting:
         witness.made = self._mark
         witness.begin = self.reports.begun
         witness.flush = lambda record: self.reports.left(record.id)
+        witness.largest = _LARGEST
         try:
             self.options = options_of(shared.options, attempt)
             free_branch(shared.repository, shared.layout, attempt, self.tell)
@@ -288,6 +242,7 @@ class _Attempting:
         )
         began = time.monotonic()
         witness = Witness()
+        witness.largest = _LARGEST
         status = self._command(options, ("/bin/sh", "-c", command), witness)
         assert witness.outcome is not None
         if witness.outcome.ended_by is not None and not witness.outcome.timed_out:

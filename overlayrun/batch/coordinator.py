@@ -129,7 +129,9 @@ def _signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield caught  # signals are another's
         return
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    # What is ignored (nohup) stays so.
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heard}
     try:
         yield caught
     finally:
@@ -244,10 +246,11 @@ class _Course:
         self._tell(NewsKind.STOPPING, text=why)
 
     def _reason(self, stop: Stop) -> str:
-        settings = self._planned.settings
+        settings, failures = self._planned.settings, self._plan.failures()
+        cost, budget = self._facts.cost, settings.budget or 0.0
         reasons = {
-            Stop.BUDGET: f"the budget of ${settings.budget} is spent: ${self._facts.cost:.2f} so far",
-            Stop.FAILURES: f"{self._plan.failures()} tasks failed",
+            Stop.BUDGET: f"the budget of ${budget:.2f} is spent: ${cost:.2f} so far",
+            Stop.FAILURES: f"{failures} task{'s' * (failures != 1)} failed",
             Stop.DEADLINE: f"the deadline of {settings.deadline:g} s has passed" if settings.deadline else "",
         }
         return reasons.get(stop) or stop.value
@@ -290,9 +293,10 @@ class _Course:
     def _submit(self, attempt: Attempt, host: str) -> None:
         try:
             self._engine.submit(attempt, host)
-        except OverlayrunError as err:
+        except (OverlayrunError, OSError) as err:
             now = self._now()
-            lost = self._salvor.lost(attempt, host, (now, now), None, err.brief)
+            why = err.brief if isinstance(err, OverlayrunError) else f"it could not be started: {err}"
+            lost = self._salvor.lost(attempt, host, (now, now), None, why)
             self._end(replace(lost, outcome=Outcome.INFRA))
 
     def _span(self, wake: float | None) -> float:

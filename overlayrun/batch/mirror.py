@@ -16,12 +16,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
+from overlayrun.batch.bundles import write_bundle
 from overlayrun.batch.task import Attempt
 from overlayrun.errors import HostError, StoreError, UsageError
 from overlayrun.files import read_bytes
 from overlayrun.store.git import GitFailed, git
 
 _MOST_PACKS: Final = 50
+# Mirror, commit and identity of what this process has seen there: most attempts start where others have.
+_HELD: Final[set[tuple[str, str, tuple[tuple[str, str], ...]]]] = set()
 _ID: Final = re.compile(r"[0-9a-f]{40}")
 # What a user sets so that git reaches a remote; each is dropped where git works on files.
 _NETWORK: Final = ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSH_VARIANT", "GIT_ASKPASS", "GIT_PROXY_COMMAND")
@@ -72,6 +75,9 @@ class Mirror:
         """
         if not _ID.fullmatch(commit):
             raise StoreError(f"not a commit's id: {commit[:80]!a}")
+        held = (self.git_dir, commit, tuple(identity.items()))
+        if held in _HELD and os.path.exists(f"{self.work}/.git"):
+            return self.work
         try:
             with self._locked():
                 self._make()
@@ -82,6 +88,7 @@ class Mirror:
                     self._git("worktree", "add", "--force", "--no-checkout", "--detach", self.work, commit)
         except OSError as err:
             raise HostError(f"the repository cache can't be written: {err}") from err
+        _HELD.add(held)
         return self.work
 
     def has(self, commit: str) -> bool:
@@ -112,11 +119,18 @@ class Mirror:
             return None
         return next((line.split("\t")[0] for line in listed.splitlines() if line.endswith(f"\t{ref}")), None)
 
-    def bundle(self, attempt: Attempt, tip: str, path: str) -> bytes:
-        """A thin bundle of what the attempt made, under its ref; written to `path` on its way."""
-        self._git("update-ref", attempt.ref, tip)
-        self._git("bundle", "create", "--quiet", path, attempt.ref, f"^{attempt.base}")
-        return read_bytes(path)
+    def bundle(self, attempt: Attempt, path: str, limit: int) -> bytes | None:
+        """A thin bundle of what the attempt made, under its ref, of at most `limit` bytes; else None.
+
+        path: where it is written on its way.
+        """
+        span = (attempt.ref, f"^{attempt.base}")
+        if int(self._git("rev-list", "--objects", "--disk-usage", *span)) > limit:
+            return None
+        write_bundle(path, self.git_dir, attempt.base, attempt.ref)
+        data = read_bytes(path)
+        os.unlink(path)
+        return data if len(data) <= limit else None
 
     def _make(self) -> None:
         if os.path.exists(f"{self.git_dir}/HEAD"):

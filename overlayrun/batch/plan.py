@@ -69,7 +69,7 @@ class Plan:
         for task in tasks:
             self._groups[task.group].append(task)
         self._verdicts: dict[str, Verdict] = {}
-        self._in_order = self._by_needs()
+        self._open = self._by_needs()  # those that are not over
         self._places = {task.id: (-task.priority, place) for place, task in enumerate(tasks)}
         self.update()
 
@@ -79,15 +79,14 @@ class Plan:
 
     def update(self) -> None:
         """Take the facts in. A task that is over stays as it is."""
-        for task in self._in_order:
-            known = self._verdicts.get(task.id)
-            if known is None or known.state is not State.OVER:
-                self._verdicts[task.id] = self._find(task)
+        for task in self._open:
+            self._verdicts[task.id] = self._find(task)
+        self._open = [task for task in self._open if self.verdict(task).state is not State.OVER]
 
     @property
     def is_waiting(self) -> bool:
         """Whether a task is to be tried, now or later."""
-        return any(verdict.state is State.WAITING for verdict in self._verdicts.values())
+        return any(self.verdict(task).state is State.WAITING for task in self._open)
 
     def is_judged(self, group: str) -> bool:
         """Whether the tasks of a group are tries of one, of which a judge picks the winner."""
@@ -113,7 +112,7 @@ class Plan:
         Whoever asks again has added to the facts what he did of it.
         """
         self.update()
-        waiting = [task for task in self._in_order if self.verdict(task).state is State.WAITING]
+        waiting = [task for task in self._open if self.verdict(task).state is State.WAITING]
         stop = self._stop(now, is_waiting=bool(waiting))
         if stop is not None and stop.is_harder_than(self.facts.stop):
             return Decision(stop=stop)

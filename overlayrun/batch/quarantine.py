@@ -31,8 +31,7 @@ class Quarantine:
         """
         try:
             for words in (
-                ["cat-file", "-e", f"{tip}^{{commit}}"],
-                ["merge-base", "--is-ancestor", base, tip],
+                ["merge-base", "--is-ancestor", base, tip],  # only a commit has ancestors
                 ["rev-list", "--objects", "--quiet", tip, f"^{base}"],
             ):
                 git(words, git_dir=self.repo.git_dir, env=self.environment)

@@ -26,11 +26,14 @@ from overlayrun.batch.parcel import LARGEST_BUNDLE, pack_files, version
 from overlayrun.batch.security import security_of
 from overlayrun.batch.task import Attempt
 from overlayrun.errors import HostError, OverlayrunError, StoreError
+from overlayrun.masking import mask_text
 from overlayrun.workspace.layout import open_state
 
 _LOOK: Final = 0.5  # seconds between looks at whether an attempt is still wanted
 _GRACE: Final = 300.0  # seconds beyond its own limits after which an attempt is taken to hang
 _PUSHES: Final = 30.0  # seconds for what ended with the worker to be pushed
+_SMALL: Final = 256 << 10  # bytes that go with the answer: a fetch costs the coordinator more
+_LONGEST: Final = 1000
 _PAUSES: Final = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds between tries to reach the scheduler
 _CONFIG: Final = {
     # An agent waits for minutes: sampling stacks a hundred times a second would be most of our work.
@@ -69,7 +72,7 @@ class _Station:
         try:
             return self._make(payload, Attempt.from_json(payload["attempt"]))
         except OverlayrunError as err:
-            return {"failed": f"{err.brief}: {err.details}" if err.details else err.brief}
+            return {"failed": mask_text(f"{err.brief}: {err.details}" if err.details else err.brief)}
         except OSError as err:
             return {"failed": str(err)}
         finally:
@@ -122,21 +125,27 @@ class _Station:
     def _pack(self, mirror: Mirror, attempt: Attempt, result: Mapping[str, Any]) -> Answer:
         place = BatchLayout(open_state(mirror.git_dir), attempt.run).attempt(attempt.key)
         answer: Answer = {"result": result, "files": pack_files(place)}
-        tip = result["tip"]
-        if tip is None:
+        if result["tip"] is None:
             return answer
-        try:
-            mirror.push(attempt, tip)
-        except StoreError as err:
-            why = err.details or err.brief
-            bundle = mirror.bundle(attempt, tip, f"{place.root}/sent.bundle")
-            if len(bundle) > LARGEST_BUNDLE:
-                where = f"{attempt.ref} of {mirror.git_dir} on {self.name}"
-                return {
-                    "failed": f"its commits could not be pushed, and are too large to send: {where}: {why}"
-                }
-            return answer | {"bundle": base64.b64encode(bundle).decode("ascii"), "why": why[:2000]}
-        return answer | {"pushed": True}
+        why = _push(mirror, attempt, result["tip"])
+        bundle = mirror.bundle(
+            attempt, f"{place.root}/sent.bundle", _SMALL if why is None else LARGEST_BUNDLE
+        )
+        if bundle is not None:
+            answer["bundle"] = base64.b64encode(bundle).decode("ascii")
+        elif why is not None:
+            where = f"{attempt.ref} of {mirror.git_dir} on {self.name}"
+            return {"failed": f"its commits could not be pushed, and are too large to send: {where}: {why}"}
+        return answer
+
+
+def _push(mirror: Mirror, attempt: Attempt, tip: str) -> str | None:
+    """Push what an attempt made; why that failed, else None."""
+    try:
+        mirror.push(attempt, tip)
+    except StoreError as err:
+        return mask_text(err.details or err.brief)[:_LONGEST]
+    return None
 
 
 def _interest() -> Callable[[], bool]:

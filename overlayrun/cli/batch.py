@@ -250,7 +250,13 @@ def _run(opened: Opened, place: BatchLayout, planned: Planned, rerun: Rerun | No
             from overlayrun.cli.batch_table import LiveBatch  # rich: 60 ms, and only a terminal needs it
 
             watcher = stack.enter_context(LiveBatch())
-        site = Site(repository=opened.repository, layout=opened.layout, watcher=watcher, capacity=capacity)
+        site = Site(
+            repository=opened.repository,
+            layout=opened.layout,
+            watcher=watcher,
+            capacity=capacity,
+            variables=options.env,
+        )
         report = run_batch(engine, planned, place, site, rerun=rerun)
     return _close(opened, place, _landed(opened, report, results, typed), results, typed, options)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import UserRepo
 
 from overlayrun.batch import coordinator
 from overlayrun.batch.capacity import Capacity
@@ -29,9 +30,14 @@ from overlayrun.batch.task import Attempt, AttemptKey, Outcome, Task
 from overlayrun.errors import HostError, UsageError, WorkspaceBusy
 from overlayrun.store.location import find_repository
 from overlayrun.workspace.layout import open_state
-from conftest import UserRepo
 
-OUTCOMES = {0: Outcome.OK, 3: Outcome.INFRA, 4: Outcome.TIMEOUT, -signal.SIGTERM: Outcome.CANCELLED}
+OUTCOMES = {
+    0: Outcome.OK,
+    9: Outcome.OK,
+    3: Outcome.INFRA,
+    4: Outcome.TIMEOUT,
+    -signal.SIGTERM: Outcome.CANCELLED,
+}
 
 
 class Processes:
@@ -75,9 +81,6 @@ class Processes:
             if status is None:
                 continue
             del self._running[key]
-            if status == 9:
-                self._events.append(Lost(key, host, "its machine is gone"))
-                continue
             result = Result(
                 run=attempt.run,
                 task=key[0],
@@ -94,6 +97,10 @@ class Processes:
                 cost=float(attempt.task.values["cost"]) if "cost" in attempt.task.values else None,
                 score=float(attempt.task.values["score"]) if "score" in attempt.task.values else None,
             )
+            if status == 9:
+                # What it comes up with after it was given up must not count.
+                self._events += [Lost(key, host, "its machine is gone"), Ended(key, result)]
+                continue
             folder = Path(self.place.attempt(key).root)
             folder.mkdir(parents=True)
             (folder / "result.json").write_text(json.dumps(result.to_json()))
@@ -356,7 +363,7 @@ def test_limits_give_their_exit_codes(bench: Bench) -> None:
     bench.settings = Settings(jobs=1, budget=1.0)
     bench.place = create_run(bench.layout)
     spent = bench.run(bench.plan(task("a", values={"cost": "2"}), task("b")))
-    assert (spent.status, spent.why) == (4, "the budget of $1.0 is spent: $2.00 so far")
+    assert (spent.status, spent.why) == (4, "the budget of $1.00 is spent: $2.00 so far")
 
     bench.place = create_run(bench.layout)
     full = bench.run(bench.plan(task("a")), capacity=Capacity(str(bench.repo.root), reserve=1 << 60))

@@ -127,9 +127,12 @@ def test_a_bundle_holds_what_the_attempt_made_and_no_more(
     tip = git_in(mirror.git_dir, "commit-tree", f"{base}^{{tree}}", "-p", base, "-m", "made")
     attempt = an_attempt(base)
 
-    data = mirror.bundle(attempt, tip, str(tmp_path / "b"))
+    git_in(mirror.git_dir, "update-ref", attempt.ref, tip)
+    data = mirror.bundle(attempt, str(tmp_path / "b"), 1000)
 
-    assert len(data) < 1000
+    assert mirror.bundle(attempt, str(tmp_path / "b"), 100) is None
+    assert not (tmp_path / "b").exists()
+    (tmp_path / "b").write_bytes(data or b"")
     assert repo.git("bundle", "list-heads", str(tmp_path / "b")) == f"{tip} {attempt.ref}"
 
 

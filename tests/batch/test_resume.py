@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from conftest import SHARE, UserRepo
+
 from overlayrun.batch.journal import create_run, read_journal
 from overlayrun.batch.layout import BatchLayout
 from overlayrun.batch.task import Task
 from overlayrun.store.location import find_repository
 from overlayrun.workspace.layout import open_state
-from conftest import SHARE, UserRepo
 
 TRIES: Final = range(SHARE, 20, 2)
 # Imports once, then a fork a line: {"run": ..., "tasks": [...] or null to resume}; answers pid, then status.

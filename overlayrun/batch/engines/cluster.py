@@ -104,8 +104,9 @@ class Cluster:
         self.steals_work = False
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._run, name="dask", daemon=True)
+        self._patience = min(_CONNECT, lost_after)
         self._thread.start()
-        if not self._connected.wait(_CONNECT + _EACH) or self._failure:
+        if not self._connected.wait(_CONNECT + _ENDS) or self._failure:
             self.close()
             raise HostError(
                 f"no Dask scheduler answers at {address}",
@@ -186,7 +187,7 @@ class Cluster:
             asynchronous=True,
             set_as_default=False,
             security=security_of(self._tls),
-            timeout=_CONNECT,
+            timeout=self._patience,
         )
         try:
             await client

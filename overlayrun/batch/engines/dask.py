@@ -216,10 +216,10 @@ class DaskEngine:
         return self._promote(attempt, result)
 
     def _take(self, attempt: Attempt, tip: str, answer: Mapping[str, Any]) -> None:
-        if answer.get("pushed") is True:
-            take_pushed(self._repo, self._settings.remote, attempt, tip)
+        if "bundle" in answer:
+            take_sent(self._repo, decode(answer["bundle"], LARGEST_BUNDLE), attempt, tip)
         else:
-            take_sent(self._repo, decode(answer.get("bundle"), LARGEST_BUNDLE), attempt, tip)
+            take_pushed(self._repo, self._settings.remote, attempt, tip)
 
     def _promote(self, attempt: Attempt, result: Result) -> Result:
         """Let the task's branch stand there; where it can't, the attempt's ref keeps the work still."""

@@ -2,62 +2,41 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import select
 import signal
-import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Final, NoReturn
+from dataclasses import replace
+from typing import Final
 
 # What an attempt would import late is there before it is forked.
 from overlayrun import answers, control, durable, finish, fork, guests, watchdog  # noqa: F401
 from overlayrun.bases.gitdir import configuration
 from overlayrun.bases.ignored import known_ignored
-from overlayrun.batch.attempt import Reports, Shared, make_attempt
+from overlayrun.batch.attempt import Shared
 from overlayrun.batch.engines.api import Ended, Event, Host, Lost, Started
+from overlayrun.batch.engines.nursery import BEGUN, Child, Nursery, Order
 from overlayrun.batch.result import Result
 from overlayrun.batch.task import Attempt, AttemptKey
 from overlayrun.errors import HostError
 from overlayrun.files import read_bytes
-from overlayrun.kernel import namespaces, syscalls
 from overlayrun.prepare import frozen_tree
 from overlayrun.report import printable
 from overlayrun.sandbox.confinement import Confinement, filter_program
 from overlayrun.store.location import Known, resolve_commit
 from overlayrun.store.repo import Repo
 from overlayrun.store.settings import read_settings
-from overlayrun.supervisor import PASSED_ON
 from overlayrun.workspace.catalogue import records
 from overlayrun.workspace.lock import share
 from overlayrun.workspace.record import Record
 
 HOST: Final = "local"
 _TAIL: Final = 1 << 12  # bytes of a log in which its last line is looked for
-_BEGUN: Final = b"S"
 _FLUSH_EVERY: Final = 30.0  # seconds
-
-
-@dataclass(slots=True)
-class _Child:
-    """A process that makes an attempt, or waits for one to make.
-
-    pidfd: readable when it is dead. news: what it says. orders: takes its attempt, -1 once it has it.
-    """
-
-    pid: int
-    pidfd: int
-    news: int
-    orders: int
-    key: AttemptKey = ("", 0)
 
 
 class LocalEngine:
@@ -70,64 +49,33 @@ class LocalEngine:
         self._shared.repository.known = self._known
         self._slots = slots
         self._tell = tell
-        self._children: dict[AttemptKey, _Child] = {}
-        self._by_fd: dict[int, _Child] = {}
-        self._spare: _Child | None = None
+        self._children: dict[AttemptKey, Child] = {}
+        self._by_fd: dict[int, Child] = {}
+        self._spare: Child | None = None
         self._branches: set[str] = {record.branch for record in records(shared.layout)}
         self._unflushed: list[str] = []
         self._flushed = time.monotonic()
         self._waiting = select.poll()
-        # A child that collected garbage would write to, and so copy, every page that it shares with us.
-        gc.collect()
-        gc.freeze()
+        self._nursery = Nursery(self._shared)
 
     def submit(self, attempt: Attempt, host: str) -> None:
         """Start an attempt. Raises HostError where no process can be started, UsageError for a bad base."""
         assert host == self._shared.host
         self._prepare(attempt)
-        os.makedirs(self._shared.place.attempt(attempt.key).root, mode=0o700)
-        child, self._spare = self._spare or self._fork(), None
-        child.key = attempt.key
+        place = self._shared.place.attempt(attempt.key).root
+        try:
+            os.makedirs(place, mode=0o700)
+        except OSError as err:
+            raise HostError(f"no folder can be made for an attempt: {place}: {err.strerror}") from err
+        child, self._spare = self._spare or self._nursery.child(), None
         branch = attempt.task.branch
-        order = {
-            "attempt": attempt.to_json(),
-            "new_branch": None if branch in self._branches else branch,
-            "tree": self._known.trees[attempt.base],
-        }
-        with suppress(BrokenPipeError), open(child.orders, "wb") as orders:  # a dead one is buried as others
-            orders.write(json.dumps(order).encode())
-        child.orders = -1
+        new_branch = None if branch in self._branches else branch
+        child.take(Order(attempt, new_branch, self._known.trees[attempt.base]))
         self._children[attempt.key] = child
         self._branches.add(branch)
         for fd in (child.news, child.pidfd):
             self._by_fd[fd] = child
             self._waiting.register(fd, select.POLLIN)
-
-    def _fork(self) -> _Child:
-        """A process that waits for an attempt to make. Raises HostError."""
-        orders, order = os.pipe()
-        news, said = os.pipe()
-        # A signal that reaches the child before it is ready for one must wait, and not kill it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        parent = os.getpid()
-        try:
-            # What os.fork does besides costs half a megabyte, and is needed beside other threads alone.
-            pid = os.fork() if threading.active_count() > 1 else syscalls.clone(0)
-            if pid == 0:
-                _become(self._shared, orders, said, parent, (*self._descriptors(), news, order))
-        except OSError as err:
-            for fd in (news, order):
-                os.close(fd)
-            raise HostError(f"no process can be started for an attempt: {err.strerror}") from err
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            os.close(said)
-            os.close(orders)
-        os.set_blocking(news, False)
-        return _Child(pid, os.pidfd_open(pid), news, order)
-
-    def _descriptors(self) -> list[int]:
-        return [fd for child in self._children.values() for fd in (child.news, child.pidfd)]
 
     def _prepare(self, attempt: Attempt) -> None:
         """Freeze a base before the first attempt that starts from it: many at once would all do it."""
@@ -158,16 +106,16 @@ class LocalEngine:
             self._flush()
         if self._spare is None and self._children:  # while others work: to fork takes milliseconds
             with suppress(HostError):
-                self._spare = self._fork()
+                self._spare = self._nursery.child()
         return events
 
-    def _hear(self, child: _Child) -> list[Event]:
+    def _hear(self, child: Child) -> list[Event]:
         """The first that a child says: that its command runs; of one that ends before it does, nothing."""
         self._forget(child.news)
-        said = os.read(child.news, len(_BEGUN))
-        return [Started(child.key, self._shared.host)] if said == _BEGUN else []
+        said = os.read(child.news, len(BEGUN))
+        return [Started(child.key, self._shared.host)] if said == BEGUN else []
 
-    def _bury(self, child: _Child) -> list[Event]:
+    def _bury(self, child: Child) -> list[Event]:
         events = self._hear(child) if child.news in self._by_fd else []
         self._unflushed += _rest(child.news).split()
         os.close(child.news)
@@ -212,48 +160,11 @@ class LocalEngine:
         while self._children:
             self.poll(1.0)
         if self._spare is not None:
-            for fd in (self._spare.orders, self._spare.news, self._spare.pidfd):
-                os.close(fd)
-            os.waitpid(self._spare.pid, 0)  # it has read the end
+            self._spare.dismiss()
             self._spare = None
+        self._nursery.close()
         if self._unflushed:
             self._flush()
-
-
-def _become(shared: Shared, orders: int, said: int, parent: int, others: Iterable[int]) -> NoReturn:
-    """In the child: it must not return into the caller's code. others: descriptors that are not its own."""
-    status = 1
-    try:
-        namespaces.die_with_parent(parent)
-        os.setsid()  # no terminal: nobody is there to answer what an agent would ask
-        signal.set_wakeup_fd(-1)
-        for number in (*PASSED_ON, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, PASSED_ON)
-        for fd in others:
-            os.close(fd)
-        with open(orders, "rb") as file:
-            order = file.read()
-        if order:
-            _obey(shared, json.loads(order), said)
-        status = 0
-    finally:
-        failed = sys.exception()
-        if failed is not None:
-            _write_line(2, "".join(traceback.format_exception(failed)).rstrip())
-        os._exit(status)
-
-
-def _obey(shared: Shared, order: dict[str, Any], said: int) -> None:
-    """Make the attempt that an order tells of."""
-    attempt = Attempt.from_json(order["attempt"])
-    known = shared.repository.known
-    assert known is not None
-    known.new_branch = order["new_branch"]
-    known.trees[attempt.base] = order["tree"]
-    log = _take_streams(shared.place.attempt(attempt.key).overlayrun)
-    tell, left = partial(_write_line, log), partial(_write_line, said)
-    make_attempt(shared, attempt, Reports(tell, partial(os.write, said, _BEGUN), left))
 
 
 def _look_up(shared: Shared) -> Known:
@@ -272,20 +183,6 @@ def _rest(news: int) -> str:
         return os.read(news, 1 << 12).decode()
     except BlockingIOError:
         return ""
-
-
-def _take_streams(log: str) -> int:
-    """Read nothing, and let go whatever this process prints into overlayrun's own log; its descriptor."""
-    null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    for number, source in enumerate((null, fd, fd)):
-        os.dup2(source, number)
-    os.close(null)
-    return fd
-
-
-def _write_line(fd: int, line: str) -> None:
-    os.write(fd, f"{line}\n".encode("utf-8", "surrogateescape"))
 
 
 def _how(status: int) -> str:

@@ -295,7 +295,8 @@ class _Run:
         assert self.record.last_run is not None
         self.record.last_run.ended = time.time()
         if not self.record.throwaway:
-            self.record.save(self.place.record)
+            # Who flushes for many flushes this too; until then an open run would only be recovered again.
+            self.record.save(self.place.record, durable=self.witness.flush is None)
 
     def _drop(self) -> None:
         from overlayrun.removal import drop

@@ -316,8 +316,9 @@ def _look(watchdog: Watchdog) -> str | None:
 
 def _close_all_but(kept: Iterable[int]) -> None:
     """Of what the supervisor holds (locks, sockets, other ends of pipes) nothing may live on here."""
-    last = -1
+    last = 2
     for fd in sorted(kept):
-        os.closerange(last + 1, fd)
-        last = fd
+        if fd > last + 1:  # Python 3.11 takes an empty range at 0 for all there are
+            os.closerange(last + 1, fd)
+        last = max(last, fd)
     os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))

@@ -24,7 +24,7 @@ from _bench_world import World, disk_usage
 
 _TASKS: Final = 200
 _PEERS: Final = 10  # worktrees made in a round
-_JOBS: Final = 4
+_JOBS: Final = 8  # they wait for the disk more than for a processor
 _STARTS: Final = 12
 _SLEEPERS: Final = 50
 _NEW: Final = "new.txt"

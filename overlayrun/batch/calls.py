@@ -50,8 +50,8 @@ def attempt_here(payload: Mapping[str, Any]) -> Answer:
     """Make an attempt on this worker, from base to pushed ref; called by Dask in a thread of its own.
 
     payload: `DaskEngine` says what is in it. The answer has one of `refused`, `lost`, `failed`: why; or
-    `result` with what `Result.to_json` gives, `files` as `parcel.pack_files` does, and `bundle` with the commits
-    unless they are many: then the coordinator fetches them from the remote.
+    `result` with what `Result.to_json` gives, `files` as `parcel.pack_files` does, and `bundle` with the
+    commits unless they are many: then the coordinator fetches them from the remote.
     """
     if not STATIONS:
         return {"refused": "this is a worker of Dask, and none of overlayrun's"}

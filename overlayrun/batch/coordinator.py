@@ -19,6 +19,7 @@ from overlayrun.batch.engines.api import Ended, Engine, Event, Lost, Started
 from overlayrun.batch.facts import Facts, Record, Stop
 from overlayrun.batch.journal import Journal, Planned, locked, write_plan
 from overlayrun.batch.layout import BatchLayout
+from overlayrun.batch.leavings import refuse_taken
 from overlayrun.batch.plan import Decision, Plan, State
 from overlayrun.batch.progress import Board, News, NewsKind, Watcher, board_of
 from overlayrun.batch.result import BatchReport, Result
@@ -70,10 +71,12 @@ def plan_batch(
 ) -> Planned:
     """What a new run is to do, on the disk: every base is the commit that its name means now.
 
-    Raises UsageError for a base that is no commit, and in a repository without one.
+    Raises UsageError for a base that is no commit, for a branch that can't be made, and in a repository
+    without a commit.
     """
     if repository.head is None:
         raise UsageError("this repository has no commit yet", hint="make one: git commit")
+    refuse_taken(repository, tasks)
     names = {task.base for task in tasks if task.base and not task.base.startswith(OF_TASK)}
     planned = Planned(
         run=place.run,

@@ -24,7 +24,7 @@ from overlayrun.batch.engines.api import Ended, Event, Lost, Started
 from overlayrun.batch.engines.local import LocalEngine
 from overlayrun.batch.layout import BatchLayout
 from overlayrun.batch.parcel import options_from_json
-from overlayrun.batch.task import Attempt
+from overlayrun.batch.task import Attempt, AttemptKey
 from overlayrun.errors import OverlayrunError
 from overlayrun.store.location import find_repository
 from overlayrun.supervisor import PASSED_ON
@@ -38,6 +38,11 @@ _LOOK: Final = 0.1  # seconds between looks at whether a command has started; it
 Message = Mapping[str, Any]
 
 
+def key_of(run: str, key: AttemptKey) -> str:
+    """What coordinator, worker and launcher call an attempt."""
+    return f"{run}/{key[0]}/{key[1]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What a launcher is asked to start. work: the repository's working tree on this host."""
@@ -46,12 +51,11 @@ class Order:
     host: str
     attempt: Attempt
     options: Mapping[str, Any]
-    bundle: bool
 
     @property
     def key(self) -> str:
         """What both sides call it; never used twice."""
-        return f"{self.attempt.run}/{self.attempt.task.id}/{self.attempt.number}"
+        return key_of(self.attempt.run, self.attempt.key)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -60,7 +64,6 @@ class Order:
             "host": self.host,
             "attempt": self.attempt.to_json(),
             "options": self.options,
-            "bundle": self.bundle,
         }
 
 
@@ -193,7 +196,6 @@ class _Serving:
             host=message["host"],
             attempt=Attempt.from_json(message["attempt"]),
             options=message["options"],
-            bundle=message["bundle"],
         )
         try:
             engine = self._engine(order)
@@ -218,14 +220,14 @@ class _Serving:
             layout = open_state(repository.common_dir)
             place = BatchLayout(layout, order.attempt.run)
             options = options_from_json(order.options)
-            shared = Shared(repository, layout, options, place, order.host, order.bundle)
+            shared = Shared(repository, layout, options, place, order.host)
             self._engines[name] = LocalEngine(shared, self._slots)
         return self._engines[name]
 
     def _tell_news(self) -> None:
         for (_, run), engine in self._engines.items():
             for event in engine.poll(0):
-                key = f"{run}/{event.key[0]}/{event.key[1]}"
+                key = key_of(run, event.key)
                 self._send(key, **_told(event))
                 if not isinstance(event, Started):
                     del self._running[key]

@@ -7,15 +7,17 @@ its own, which never moves.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final
 
-from overlayrun.batch.task import Attempt
+from overlayrun.batch.task import Attempt, Task
 from overlayrun.errors import UsageError
 from overlayrun.files import read_bytes
 from overlayrun.model import CommitId
 from overlayrun.prepare import is_new
 from overlayrun.recover import recover
 from overlayrun.removal import drop
+from overlayrun.store.git import git
 from overlayrun.store.location import Repository
 from overlayrun.store.refs import RefUpdate, branch_ref
 from overlayrun.store.repo import Repo
@@ -24,7 +26,34 @@ from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.lock import lock
 from overlayrun.workspace.record import Record
 
+_SHOWN: Final = 10
 Tell = Callable[[str], None]
+
+
+def refuse_taken(repository: Repository, tasks: Sequence[Task]) -> None:
+    """Raise UsageError where new tasks can't have their branches: all of them at once, before any starts."""
+    listed = git(
+        ["for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads"], git_dir=repository.common_dir
+    )
+    there = set(os.fsdecode(listed).splitlines())
+    above = {name[:at]: name for name in there for at, letter in enumerate(name) if letter == "/"}
+    faults = [fault for task in tasks if (fault := _taken(task, there, above))]
+    if faults:
+        more = [f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+        raise UsageError(
+            f"branches of {len(faults)} task{'s' * (len(faults) != 1)} can't be made",
+            details="\n".join(faults[:_SHOWN] + more),
+            hint="give them others, as in: --branch 'batch/{run}/{id}'",
+        )
+
+
+def _taken(task: Task, there: Collection[str], above: Mapping[str, str]) -> str | None:
+    """Why a task can't have its branch. above: a branch below each name that git keeps as a directory."""
+    if task.branch in there:
+        return f"{task.id}: branch {task.branch} exists already"
+    parents = [task.branch[:at] for at, letter in enumerate(task.branch) if letter == "/"]
+    other = above.get(task.branch) or next((name for name in parents if name in there), None)
+    return other and f"{task.id}: branch {task.branch} can't be beside {other}: git allows only one of them"
 
 
 def free_branch(repository: Repository, layout: Layout, attempt: Attempt, tell: Tell) -> None:

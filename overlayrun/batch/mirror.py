@@ -23,8 +23,9 @@ from overlayrun.files import read_bytes
 from overlayrun.store.git import GitFailed, git
 
 _MOST_PACKS: Final = 50
-# Mirror, commit and identity of what this process has seen there: most attempts start where others have.
-_HELD: Final[set[tuple[str, str, tuple[tuple[str, str], ...]]]] = set()
+# By mirror: for whom this process has set it up last, and commits seen there. Most attempts start where
+# others have, and git would be asked three times.
+_HELD: Final[dict[str, tuple[Mapping[str, str], set[str]]]] = {}
 _ID: Final = re.compile(r"[0-9a-f]{40}")
 # What a user sets so that git reaches a remote; each is dropped where git works on files.
 _NETWORK: Final = ("GIT_SSH", "GIT_SSH_COMMAND", "GIT_SSH_VARIANT", "GIT_ASKPASS", "GIT_PROXY_COMMAND")
@@ -75,8 +76,8 @@ class Mirror:
         """
         if not _ID.fullmatch(commit):
             raise StoreError(f"not a commit's id: {commit[:80]!a}")
-        held = (self.git_dir, commit, tuple(identity.items()))
-        if held in _HELD and os.path.exists(f"{self.work}/.git"):
+        whose, commits = _HELD.get(self.git_dir, (None, set()))
+        if whose == identity and commit in commits and os.path.exists(f"{self.work}/.git"):
             return self.work
         try:
             with self._locked():
@@ -88,7 +89,7 @@ class Mirror:
                     self._git("worktree", "add", "--force", "--no-checkout", "--detach", self.work, commit)
         except OSError as err:
             raise HostError(f"the repository cache can't be written: {err}") from err
-        _HELD.add(held)
+        _HELD[self.git_dir] = (identity, {commit} | (commits if whose == identity else set()))
         return self.work
 
     def has(self, commit: str) -> bool:
@@ -142,8 +143,9 @@ class Mirror:
     def _sign(self, identity: Mapping[str, str]) -> None:
         for key in ("user.name", "user.email"):
             now = git(["config", "--local", "--get", key], git_dir=self.git_dir, check=False)
-            if identity.get(key) and os.fsdecode(now).rstrip("\n") != identity[key]:
-                self._git("config", "--local", "--replace-all", key, identity[key])
+            value = identity.get(key, "")
+            if value.strip("-") and os.fsdecode(now).rstrip("\n") != value:
+                self._git("config", "--local", "--replace-all", key, value.lstrip("-"))  # never an option
 
     def _fetch(self, ref: str, commit: str) -> None:
         options = [

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from overlayrun.batch.attempt import free_branch, options_of
+from overlayrun.batch.leavings import free_branch
+from overlayrun.batch.run_options import options_of
 from overlayrun.batch.task import Attempt
 from overlayrun.errors import OverlayrunError, StoreError, UsageError
 from overlayrun.files import write_whole
@@ -21,7 +22,7 @@ from overlayrun.prepare import Prepared, open_or_make
 from overlayrun.removal import drop
 from overlayrun.store.commits import format_commit, format_message, parse_trailers
 from overlayrun.store.location import Repository
-from overlayrun.store.refs import RefUpdate, branch_ref, snapshots_ref, update_refs
+from overlayrun.store.refs import RefUpdate, branch_ref, snapshots_ref
 from overlayrun.store.repo import Repo
 from overlayrun.store.settings import read_settings
 from overlayrun.workspace.layout import Layout
@@ -73,7 +74,7 @@ def _stand(repo: Repo, layout: Layout, prepared: Prepared, attempt: Attempt, tip
                 RefUpdate(branch_ref(record.branch), tip, record.base),
                 RefUpdate(snapshots_ref(record.id), _snapshot(repo, attempt, tip), None),
             ]
-            update_refs(repo.git_dir, moves, why="attempt")
+            repo.move_refs(moves, why="attempt")
     except (OverlayrunError, OSError):
         drop(layout, record, branch=False)
         raise

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -19,14 +20,16 @@ from distributed import Worker, get_worker
 
 from overlayrun.batch.address import host_of, is_loopback
 from overlayrun.batch.calls import RESOURCE, STATIONS, Answer, WorkerSettings
-from overlayrun.batch.launcher import GONE, Launcher, Message, Order
+from overlayrun.batch.launcher import GONE, Launcher, Message, Order, key_of
 from overlayrun.batch.layout import BatchLayout
+from overlayrun.batch.leavings import free_branch
 from overlayrun.batch.mirror import Mirror
 from overlayrun.batch.parcel import LARGEST_BUNDLE, pack_files, version
 from overlayrun.batch.security import security_of
 from overlayrun.batch.task import Attempt
 from overlayrun.errors import HostError, OverlayrunError, StoreError
 from overlayrun.masking import mask_text
+from overlayrun.store.location import find_repository
 from overlayrun.workspace.layout import open_state
 
 _LOOK: Final = 0.5  # seconds between looks at whether an attempt is still wanted
@@ -34,6 +37,7 @@ _GRACE: Final = 300.0  # seconds beyond its own limits after which an attempt is
 _PUSHES: Final = 30.0  # seconds for what ended with the worker to be pushed
 _SMALL: Final = 256 << 10  # bytes that go with the answer: a fetch costs the coordinator more
 _LONGEST: Final = 1000
+_CONNECT: Final = 5.0
 _PAUSES: Final = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds between tries to reach the scheduler
 _CONFIG: Final = {
     # An agent waits for minutes: sampling stacks a hundred times a second would be most of our work.
@@ -62,27 +66,34 @@ class _Station:
         self._launcher = launcher
         self._cancelled: set[str] = set()
         self.name = name
-        self.running = 0
+        self.running: set[str] = set()
 
     def attempt(self, payload: Mapping[str, Any]) -> Answer:
         if payload.get("version") != version():
             theirs = str(payload.get("version"))[:40]
             return {"refused": f"worker {self.name} has overlayrun {version()}, the coordinator {theirs}"}
-        self.running += 1
+        attempt = Attempt.from_json(payload["attempt"])
+        key = key_of(attempt.run, attempt.key)
+        self.running.add(key)
         try:
-            return self._make(payload, Attempt.from_json(payload["attempt"]))
+            return self._make(payload, attempt)
         except OverlayrunError as err:
             return {"failed": mask_text(f"{err.brief}: {err.details}" if err.details else err.brief)}
         except OSError as err:
             return {"failed": str(err)}
         finally:
-            self.running -= 1
+            self.running.discard(key)
 
     def wait(self, seconds: float) -> None:
         """Wait until what has ended is pushed."""
         end = time.monotonic() + seconds
         while self.running and time.monotonic() < end:
             time.sleep(0.02)
+
+    def cancel_all(self) -> None:
+        """End all that runs, in good order."""
+        for key in self.running - self._cancelled:
+            self.cancel(key)
 
     def cancel(self, key: str) -> None:
         self._cancelled.add(key)
@@ -91,7 +102,7 @@ class _Station:
     def _make(self, payload: Mapping[str, Any], attempt: Attempt) -> Answer:
         mirror = Mirror(self._settings.cache, payload["remote"])
         work = mirror.hold(attempt.run, attempt.base, payload["identity"])
-        order = Order(work, self.name, attempt, payload["options"], bool(payload["bundle"]))
+        order = Order(work, self.name, attempt, payload["options"])
         told = self._watch(order, payload["topic"])
         if told["event"] == "lost":
             return {"lost": str(told["why"])}
@@ -126,6 +137,7 @@ class _Station:
         place = BatchLayout(open_state(mirror.git_dir), attempt.run).attempt(attempt.key)
         answer: Answer = {"result": result, "files": pack_files(place)}
         if result["tip"] is None:
+            _clear(mirror, attempt)
             return answer
         why = _push(mirror, attempt, result["tip"])
         bundle = mirror.bundle(
@@ -136,7 +148,14 @@ class _Station:
         elif why is not None:
             where = f"{attempt.ref} of {mirror.git_dir} on {self.name}"
             return {"failed": f"its commits could not be pushed, and are too large to send: {where}: {why}"}
+        _clear(mirror, attempt)
         return answer
+
+
+def _clear(mirror: Mirror, attempt: Attempt) -> None:
+    """Drop the workspace of an attempt; its ref stays, and the branch is the coordinator's to make."""
+    with suppress(OverlayrunError, OSError):  # `overlayrun gc` in the mirror's working tree finds it later
+        free_branch(find_repository(mirror.work), open_state(mirror.git_dir), attempt, lambda _: None)
 
 
 def _push(mirror: Mirror, attempt: Attempt, tip: str) -> str | None:
@@ -228,7 +247,7 @@ class _Connecting:
         """Connect, and serve until the connection or our time is over."""
         settings = self._settings
         local = is_loopback(host_of(settings.scheduler))
-        worker = Worker(
+        worker = _Worker(
             settings.scheduler,
             nthreads=settings.slots,
             name=self._station.name,
@@ -249,9 +268,20 @@ class _Connecting:
             await worker.close(executor_wait=False)
         if self._stop.is_set():
             return
-        self._say("the scheduler is gone; what runs here goes on")
+        self._say("the scheduler is gone; what runs here goes on until it is back")
         while self._station.running and not self._stop.is_set():
             await self._pause(_LOOK)
+            if await self._is_back():  # who waited for them has given them up
+                self._station.cancel_all()
+
+    async def _is_back(self) -> bool:
+        host, _, port = self._settings.scheduler.partition("://")[2].rpartition(":")
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), _CONNECT)
+        except OSError:  # a TimeoutError is one
+            return False
+        writer.close()
+        return True
 
     async def _pause(self, seconds: float) -> None:
         await self._first(asyncio.sleep(seconds), self._stop.wait())
@@ -268,6 +298,13 @@ class _Connecting:
         if line != self._said:
             self._tell(line)
         self._said = line
+
+
+class _Worker(Worker):
+    """A worker that closes at once: by itself it waits half a minute for attempts, which go on for hours."""
+
+    async def close(self, timeout: float = 30, **given: Any) -> str | None:  # type: ignore[override]  # as Dask
+        return await super().close(timeout, **{**given, "executor_wait": False})
 
 
 async def _finished(worker: Any) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import resources
 from typing import Any, Final
@@ -21,18 +21,19 @@ from overlayrun.batch.documents import Document, read_documents
 from overlayrun.batch.engines.api import Engine
 from overlayrun.batch.engines.local import HOST, LocalEngine
 from overlayrun.batch.foreach import tracked_files
-from overlayrun.batch.journal import LATEST, Planned, create_run, find_run, read_plan, write_plan
+from overlayrun.batch.journal import LATEST, Planned, create_run, find_run, locked, read_plan, write_plan
 from overlayrun.batch.landing import land
 from overlayrun.batch.layout import BatchLayout
 from overlayrun.batch.parcel import options_from_json, options_to_json
-from overlayrun.batch.reports.files import copy_reports, write_reports
+from overlayrun.batch.publish import Published
+from overlayrun.batch.reports.files import copy_reports, expect_place, write_reports
 from overlayrun.batch.reports.github import tell_github
 from overlayrun.batch.reports.summary import summary_of
 from overlayrun.batch.result import BatchReport
 from overlayrun.batch.task import Task
 from overlayrun.batch.tasks import expand, plan_rows, rates, shard
 from overlayrun.cli.batch_engine import dask_engine, reach
-from overlayrun.cli.batch_lines import Lines, Silence, ended, heading, next_steps
+from overlayrun.cli.batch_lines import Lines, Silence, ended, heading, next_steps, say_on, unbroken
 from overlayrun.cli.batch_options import Typed, batch_options, run_wide_options
 from overlayrun.cli.batch_publish import (
     check_publication,
@@ -48,14 +49,15 @@ from overlayrun.cli.opened import Opened, open_here
 from overlayrun.cli.options import run_options
 from overlayrun.cli.reconcile import Report
 from overlayrun.cli.render import count_text, on_terminal, say, say_json, say_table
-from overlayrun.cli.telling import tell
-from overlayrun.errors import UsageError
+from overlayrun.cli.telling import show_error, tell
+from overlayrun.errors import OverlayrunError, UsageError
 from overlayrun.model import AgentState, DirtyPolicy, RunOptions
 from overlayrun.reconcile.settings import ExecPolicy, Settings, read_settings
 from overlayrun.store.location import Repository
-from overlayrun.workspace.layout import open_state
+from overlayrun.workspace.layout import Layout, open_state
 
 _CANCELLED: Final = 130  # as a shell shows SIGINT
+_FAILED: Final = 3  # this machine, or one that we asked
 _HOW: Final = "overlayrun batch tasks.yaml, or: overlayrun batch -p 'PROMPT' -- COMMAND {prompt}"
 # What belongs to the results, and is kept for --resume.
 _RESULTS: Final = (
@@ -133,6 +135,7 @@ def _new(opened: Opened, typed: Typed, command: tuple[str, ...]) -> int:
     repository = opened.repository
     options = _options(repository, typed)
     check_publication(typed.values)
+    kept = _kept(typed, opened.layout)
     if typed.engine:
         reach(repository.root, typed.engine, typed.values)
     if typed.dry_run:
@@ -140,9 +143,6 @@ def _new(opened: Opened, typed: Typed, command: tuple[str, ...]) -> int:
     place = create_run(open_state(repository.common_dir))
     try:
         tasks = _expanded(document, typed, command, run=place.run)
-        kept = {
-            name: typed.absolute(name) if name in _PATHS else given for name, given in _kept(typed).items()
-        }
         planned = plan_batch(
             repository,
             place,
@@ -192,8 +192,14 @@ def _options(repository: Repository, typed: Typed) -> RunOptions:
     return run_options({**configured(repository.root, repository.common_dir), **ours, **typed.run_wide()})
 
 
-def _kept(typed: Typed) -> dict[str, Any]:
-    return {name: typed.values[name] for name in _RESULTS if typed.values[name]}
+def _kept(typed: Typed, layout: Layout) -> dict[str, Any]:
+    """What was typed of what belongs to the results, paths as they hold anywhere. Raises UsageError."""
+    kept = {name: typed.values[name] for name in _RESULTS if typed.values[name]}
+    kept |= {name: os.path.realpath(kept[name]) for name in _PATHS if name in kept}
+    for name in ("report", "junit"):
+        if name in kept:
+            expect_place(kept[name], layout.root)
+    return kept
 
 
 def _show_plan(tasks: Sequence[Task], *, as_json: bool) -> int:
@@ -231,11 +237,12 @@ def _taken_up(
         )
     place = find_run(opened.layout, typed.resume or LATEST)
     planned = read_plan(place)
-    kept = {**planned.given.get("results", {}), **_kept(typed)}
+    kept = {**planned.given.get("results", {}), **_kept(typed, opened.layout)}
     given = {**planned.given, "results": kept}
     settings = replace(planned.settings, **typed.limits())
     planned = replace(planned, settings=settings, given=given)
-    write_plan(place, planned)
+    with locked(place):  # not under a batch that is going on
+        write_plan(place, planned)
     return place, planned, Rerun(typed.rerun) if typed.rerun else None
 
 
@@ -274,7 +281,7 @@ def _landed(opened: Opened, report: BatchReport, results: Mapping[str, Any], typ
     quiet = typed.quiet or typed.as_json
     settings = _landing_settings(opened, report, results)
     ask = is_wanted_by if has_someone(as_json=quiet) else None
-    show = Report(settings, as_json=quiet).show
+    show = unbroken(Report(settings, as_json=quiet).show)
     tasks = land(opened.repository, opened.layout, report.tasks, settings, show, ask)
     failed = any(task.landing and not task.succeeded for task in tasks)
     return replace(report, tasks=tasks, status=report.status or int(failed))
@@ -307,20 +314,46 @@ def _close(
     typed: Typed,
     options: RunOptions,
 ) -> int:
-    """Write, copy and publish what there is, and tell of it."""
+    """Write, copy and publish what there is, and tell of it: each though another may fail; the exit code."""
     let_in = dict(text.split("=", 1) for text in options.env if "=" in text)
     secrets = secret_values(os.environ, let_in)
-    write_reports(report, place.reports, secrets)
-    published = publish_run(opened, report, results) if results.get("publish") else []
-    status = report.status or published_status(published)
-    copy_reports(place.reports, results.get("report"), results.get("junit"))
+    failed: list[OverlayrunError] = []
+    published: list[Published] = []
+
+    def written(status: int) -> BatchReport:
+        told = replace(report, status=report.status or status)
+        with _noted(failed):
+            write_reports(told, place.reports, secrets)
+        return told
+
+    told = written(0)  # first of all: the rest can fail
+    if results.get("publish"):
+        with _noted(failed):
+            published = publish_run(opened, report, results)
+        told = written(published_status(published) or _FAILED * bool(failed))
+    with _noted(failed):
+        copy_reports(place.reports, results.get("report"), results.get("junit"))
+    if failed and not told.status:
+        told = written(_FAILED)
     if typed.as_json:
-        say_json(summary_of(report, place.reports))
-        return status
-    for line in (*ended(report), *published_lines(published)):
-        say(line)
-    for line in next_steps(report, results.get("report") or place.reports):
-        tell(line)
-    for line in tell_github(report, place.reports, os.environ):
-        say(line)
-    return status
+        say_json(summary_of(told, place.reports))
+    else:
+        for line in (*ended(told), *published_lines(published)):
+            say_on(line)
+        for line in next_steps(told, results.get("report") or place.reports):
+            tell(line)
+        with _noted(failed):
+            for line in tell_github(told, place.reports, os.environ):
+                say_on(line)
+    for err in failed:
+        show_error(err)
+    return told.status
+
+
+@contextmanager
+def _noted(failed: list[OverlayrunError]) -> Iterator[None]:
+    """Go on after an error, which is told at the end."""
+    try:
+        yield
+    except OverlayrunError as err:
+        failed.append(err)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from overlayrun.batch.progress import Board, News, NewsKind
 from overlayrun.batch.result import BatchReport, Result, TaskReport
@@ -24,6 +25,31 @@ _LONGEST: Final = 200  # characters of a line that tells why
 _SHOWN: Final = 40  # rows at the end
 
 
+_What = TypeVar("_What")
+
+
+def unbroken(show: Callable[[_What], None]) -> Callable[[_What], None]:
+    """The same, for a reader who may go away: hours of agents are worth more than the lines on them.
+
+    From the first that can't be written on (a closed pipe, a terminal that hung up, a full disk) standard
+    output goes nowhere.
+    """
+
+    def show_or_not(what: _What) -> None:
+        try:
+            show(what)
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(null, 1)
+            os.close(null)
+
+    return show_or_not
+
+
+say_on: Final = unbroken(say)
+"""`render.say`, whoever still reads it."""
+
+
 class Lines:
     """Tells each piece of news in a line on standard output: for pipes and CI."""
 
@@ -31,7 +57,7 @@ class Lines:
         """Take a piece of news."""
         line = line_of(news)
         if line:
-            say(f"{time.strftime('%H:%M:%S', time.localtime(news.at))}  {line}")
+            say_on(f"{time.strftime('%H:%M:%S', time.localtime(news.at))}  {line}")
 
     def tick(self, board: Callable[[], Board]) -> None:
         """Nothing: what lasts is told by `hear`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -300,8 +299,3 @@ class Typed:
         """Run options that were typed."""
         names = (option.name for option in RUN_WIDE)
         return {name: self.values[name] for name in names if self.values[name] not in (None, False, ())}
-
-    def absolute(self, name: str) -> str | None:
-        """A path that was typed, so that it holds after a change of directory."""
-        path = self.values[name]
-        return os.path.abspath(path) if path else None

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from overlayrun.batch.progress import Board, News, NewsKind, Phase, Row
 from overlayrun.batch.task import Outcome
-from overlayrun.cli.batch_lines import COLOURS, line_of, safe
+from overlayrun.cli.batch_lines import COLOURS, line_of, safe, unbroken
 from overlayrun.cli.render import has_colours, span_text
 
 _HEADS: Final = ("TASK", "STATE", "TRY", "FOR", "WHY")
@@ -43,7 +43,7 @@ class LiveBatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
+        unbroken(Live.stop)(self._live)
 
     def hear(self, news: News) -> None:
         """Take a piece of news: what lasts stays as a line above the table."""
@@ -53,14 +53,17 @@ class LiveBatch:
         text = Text(f"{time.strftime('%H:%M:%S', time.localtime(news.at))}  {line}")
         if news.result is not None:
             text.stylize(colour_of(news.result.outcome), 10, 10 + len(news.result.task) + 1)
-        self._console.print(text)
+        unbroken(self._console.print)(text)
 
     def tick(self, board: Callable[[], Board]) -> None:
         """Draw the table anew, where it is time."""
         now = time.monotonic()
         if now - self._drawn >= _EVERY:
             self._drawn = now
-            self._live.update(picture(board(), self._console.height), refresh=True)
+            unbroken(self._draw)(picture(board(), self._console.height))
+
+    def _draw(self, shown: Group) -> None:
+        self._live.update(shown, refresh=True)
 
 
 def colour_of(outcome: Outcome | None) -> str:
@@ -72,9 +75,9 @@ def picture(board: Board, height: int) -> Group:
     """The table, as many rows as `height` lines hold."""
     room = max(1, height - _ROWS_OF_OTHERS)
     rows = sorted(board.rows, key=lambda row: (_ORDER[row.phase], -(row.since or 0.0)))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in _HEADS:
-        table.add_column(head, no_wrap=True, overflow="ellipsis")
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    for head in _HEADS:  # the last one takes what the others leave
+        table.add_column(head, no_wrap=True, overflow="ellipsis", ratio=1 if head == _HEADS[-1] else None)
     for row in rows[:room]:
         table.add_row(*_cells(row, board.now))
     left = len(rows) - room

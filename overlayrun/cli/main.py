@@ -163,6 +163,8 @@ def _show_help_alone(ctx: click.Context, status: Any) -> Any:
 
 def run_cli(words: list[str]) -> NoReturn:
     """Carry out a command line that is no lean run, and exit."""
+    if sys.stdout is None:  # the caller closed it; /dev/null stands in its place (launch.py)
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     ours = RUN_FAILED if is_run(words) or (words[:1] and words[0] in _LIKE_A_RUN) else None
     status = _carry_out(words, ours)
     try:

@@ -13,8 +13,10 @@ from overlayrun.batch.leavings import free_branch, keep, keep_left
 from overlayrun.batch.task import Attempt, Task
 from overlayrun.cli.options import run_options
 from overlayrun.errors import RefMoved, UsageError
-from overlayrun.model import CommitId, DirtyPolicy, HomePolicy
+from overlayrun.model import CommitId, DirtyPolicy, HomePolicy, TreeId
+from overlayrun.relay import Relay
 from overlayrun.store.location import find_repository
+from overlayrun.store.repo import Repo
 from overlayrun.workspace.layout import open_state
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def attempt_of(number: int = 1, base: str = "b" * 40, **more: Any) -> Attempt:
 
 def test_a_task_says_more_than_the_batch_and_the_batch_more_than_nothing() -> None:
     base = run_options({"timeout": 9.0, "net": "none", "env": ["GIVEN=1"], "memory": 5})
-    task = {
+    task: dict[str, Any] = {
         "timeout": 3.0,
         "options": {"home": "private", "net": "host", "env": ["NAMED"]},
         "env": {"A": "b=c"},
@@ -88,6 +90,40 @@ def test_streams_go_to_files_for_a_while(tmp_path: Path) -> None:
         os.write(2, b" two")
     assert (output.read_text(), both.read_text()) == ("out", "before err one two")
     assert (os.fstat(1).st_ino, os.fstat(2).st_ino) == was
+
+
+def test_of_an_endless_output_the_beginning_is_passed_on(tmp_path: Path) -> None:
+    output, errors = tmp_path / "output", tmp_path / "errors"
+    with streams(str(output), str(errors)):
+        relay = Relay(files=True, timed=False)
+        relay.largest = 10
+        for data in (b"123456", b"789012", b"345678"):
+            os.write(relay.streams[1], data)
+            relay.drain()
+        os.write(relay.streams[2], b"short")
+        relay.drain()
+    assert (output.read_text(), errors.read_text()) == ("1234567890", "short")
+
+
+def test_lines_of_files_that_came_or_went_are_counted_as_git_does(repo: UserRepo) -> None:
+    kinds = {
+        "empty": b"",
+        "ended": b"a\nb\n",
+        "open": b"a\nb",
+        "blank": b"\n\n",
+        "returns": b"a\r\nb\rc",
+        "binary": b"a\n\0b\n",
+        "late-nul": b"a\n" * 4001 + b"\0",
+    }
+    for name, data in kinds.items():
+        repo.write(f"kinds/{name}", data)
+    with_them = repo.commit("with")
+    for old, new in ((f"{with_them}~", with_them), (with_them, f"{with_them}~")):
+        listed = [line.split()[:2] for line in repo.git("diff", "--numstat", old, new).splitlines()]
+        counts = [sum(int(row[side].replace("-", "0")) for row in listed) for side in (0, 1)]
+        trees = [TreeId(repo.git("rev-parse", f"{name}^{{tree}}")) for name in (old, new)]
+        found = Repo(str(repo.root / ".git")).diff_stat(*trees)
+        assert [found.files, found.insertions, found.deletions] == [len(kinds), *counts]
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from overlayrun.batch.attempt import Shared
 from overlayrun.batch.engines.api import Ended, Event, Lost, Started
 from overlayrun.batch.engines.cluster import Answered, Cluster
 from overlayrun.batch.engines.dask import DaskEngine, DaskSettings
+from overlayrun.batch.mirror import Mirror
 from overlayrun.batch.parcel import version
 from overlayrun.batch.task import Outcome
 from overlayrun.errors import HostError
@@ -90,12 +91,12 @@ def mine(repo: UserRepo, worker: WorkerProcess) -> set[int]:
     return set(repo.marked()) & set(worker.children())
 
 
-@pytest.mark.usefixtures("workers")
 def test_eight_tasks_on_two_machines(
-    repo: UserRepo, shared: Shared, remote: Path, cluster: DaskCluster
+    repo: UserRepo, shared: Shared, remote: Path, cluster: DaskCluster, workers: list[WorkerProcess]
 ) -> None:
     run = shared.place.run
     base = repo.commit(local="never pushed by the user")
+    shared = replace(shared, bundle=True)
     scripts = {
         "plain": "echo 1 >new; echo hello",
         "own": "echo 1 >f; git add f; git commit -qm 'By the agent'; echo 2 >left",
@@ -162,6 +163,11 @@ def test_eight_tasks_on_two_machines(
     assert Path(shared.place.attempt(("fails", 1)).stderr).read_text() == "no\n"
     assert Path(shared.place.attempt(("unchecked", 1)).check).read_text() == "looked\n"
     assert "+word variables 1" in Path(shared.place.attempt(("variables", 1)).diff).read_text()
+    for worker in workers:
+        mirror = Path(Mirror(str(worker.cache), str(remote)).git_dir)
+        assert list((mirror / "overlayrun/workspaces").iterdir()) == [], "a host keeps no workspace"
+        assert not list(mirror.glob("refs/heads/**/*"))
+    assert repo.git("bundle", "verify", "-q", shared.place.attempt(("own", 1)).bundle) == ""
     # The remote keeps each attempt, and nothing else of ours once the batch is over.
     theirs = subprocess.check_output(["git", f"--git-dir={remote}", "for-each-ref"], text=True)
     assert sorted(line.split()[2] for line in theirs.splitlines()) == sorted(
@@ -211,9 +217,9 @@ def test_results_that_can_not_be_pushed_come_as_bundles(
     assert repo.show(f"batch/{shared.place.run}/small", "new") == "1\n"
     assert stayed.result.outcome is Outcome.INFRA
     assert "not you" in (stayed.result.detail or "")
-    mirrors = list(workers[0].cache.glob("remote.git-*/mirror.git"))
-    kept = [place for place in mirrors if str(place) in (stayed.result.detail or "")]
-    assert subprocess.check_output(["git", f"--git-dir={kept[0]}", "rev-parse", large.ref])
+    mirror = Mirror(str(workers[0].cache), str(remote)).git_dir
+    assert f"{large.ref} of {mirror} on one" in (stayed.result.detail or "")
+    assert subprocess.check_output(["git", f"--git-dir={mirror}", "rev-parse", large.ref])
 
 
 @pytest.mark.usefixtures("workers")
@@ -260,7 +266,7 @@ def test_what_runs_on_a_worker_that_dies_alone_is_ended_and_kept_there(
         last_events(made, [one.key])
 
     wait_until(lambda: not repo.marked(), "the agent is gone")
-    (mirror,) = spare.cache.glob("remote.git-*/mirror.git")
+    mirror = Mirror(str(spare.cache), str(remote)).git_dir
     shown = ["git", f"--git-dir={mirror}", "show", f"{one.ref}:new"]
     wait_until(
         lambda: subprocess.run(shown, capture_output=True, check=False).stdout == b"half\n", "it is kept"
@@ -365,6 +371,45 @@ def test_a_worker_that_is_told_to_stop_ends_its_agents_and_pushes_their_work(
     assert isinstance(event, Lost)
     assert not repo.marked()
     shown = subprocess.check_output(["git", f"--git-dir={remote}", "show", f"{one.ref}:new"])
+    assert shown == b"half\n"
+
+
+def test_a_scheduler_that_is_started_again_gets_its_workers_back(
+    repo: UserRepo, shared: Shared, remote: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "cluster"
+    place.mkdir()
+    cluster = DaskCluster(place, None)
+    first = attempt(
+        shared,
+        task("t", f"echo half >new; {repo.sleeper()}", shared.place.run),
+        repo.git("rev-parse", "HEAD"),
+    )
+    try:
+        cluster.start_scheduler()
+        cluster.start_worker("only", slots=1)
+        with engine(cluster, shared, remote, hosts=1) as made:
+            made.submit(first, "only")
+            until_started(made, 1)
+            assert cluster.scheduler is not None
+            cluster.scheduler.kill()
+            (lost,) = last_events(made, [first.key]).values()
+            assert isinstance(lost, Lost)
+            assert made.hosts() == []
+            assert repo.marked(), "it goes on"
+
+            cluster.start_scheduler(port=int(cluster.address.rpartition(":")[2]))
+            wait_until(lambda: not repo.marked(), "nobody waits for it any more")
+            wait_for_hosts(made, 1)
+            second = attempt(shared, task("u", "echo 1 >new", shared.place.run), first.base)
+            made.submit(second, "only")
+            (event,) = last_events(made, [second.key]).values()
+    finally:
+        cluster.stop()
+
+    assert isinstance(event, Ended)
+    assert event.result.outcome is Outcome.OK
+    shown = subprocess.check_output(["git", f"--git-dir={remote}", "show", f"{first.ref}:new"])
     assert shown == b"half\n"
 
 

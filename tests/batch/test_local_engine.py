@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RUN: Final = "run1"
 # The engine forks and wants one thread; a worker of pytest-xdist has more.
 DRIVER: Final = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from overlayrun.batch.attempt import Shared, keep_left
 from overlayrun.batch.engines.api import Ended, Lost, Started
 from overlayrun.batch.engines.local import LocalEngine
@@ -174,8 +174,11 @@ until("Started", one)
 until_it_prints(one)
 engine.cancel(one.key)
 until("Ended", one)
+waiting = engine._spare.pid  # the process that will make the next attempt
+os.kill(waiting, signal.SIGSTOP)
 one = submit({attempt(base, "never-began", SLOW)!r})
 engine.cancel(one.key)
+os.kill(waiting, signal.SIGCONT)
 until("Ended", one)
 engine.cancel(one.key)  # over already
 one = submit({attempt(base, "unrecorded", SLOW)!r})

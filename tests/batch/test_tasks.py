@@ -20,7 +20,7 @@ from overlayrun.batch.task import ACCEPTED, RETRIED, Outcome, Task
 from overlayrun.batch.tasks import Given, PlanRow, expand, plan_rows, rates, shard
 from overlayrun.errors import UsageError
 from overlayrun.store.refs import parse_branch_name
-from tests.conftest import UserRepo
+from conftest import UserRepo
 
 PROPERTY: Final = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 

@@ -95,6 +95,7 @@ class Cluster:
         self._members: Mapping[str, Member] = {}
         self._heard: dict[str, tuple[float, float]] = {}
         self._client: Any = None
+        self._asked: Any = None
         self._started: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leave = asyncio.Event()
@@ -116,6 +117,9 @@ class Cluster:
 
     def members(self) -> Mapping[str, Member]:
         """Workers of overlayrun's by name, as of a second ago; none while the scheduler does not answer."""
+        client = self._client
+        if client is None or client.status != "running" or client.scheduler_comm is not self._asked:
+            return {}  # connected anew, perhaps to another scheduler
         return self._members
 
     def news(self, seconds: float) -> list[News]:
@@ -219,6 +223,7 @@ class Cluster:
         except (OSError, TimeoutError):
             self._lose_all("the scheduler does not answer")
             return
+        self._asked = client.scheduler_comm
         found = {}
         for address, worker in said["workers"].items():
             member = _member(address, worker)
@@ -261,7 +266,7 @@ class Cluster:
             self._news.put(Gone(address, "the connection to its worker is closed"))
 
     async def _submit(self, key: str, payload: Mapping[str, Any], address: str) -> None:
-        if self._client is None:
+        if self._client is None or self._client.status != "running":
             self._news.put(Failed(key, "the scheduler is gone"))
             return
         future = self._client.submit(

@@ -15,8 +15,10 @@ from typing import Any, Final
 from overlayrun.batch.address import Tls
 from overlayrun.batch.arrival import take_pushed, take_sent
 from overlayrun.batch.attempt import Shared
+from overlayrun.batch.bundles import write_bundle
 from overlayrun.batch.engines.api import Ended, Event, Host, Lost, Started
 from overlayrun.batch.engines.cluster import Answered, Begun, Cluster, Failed, Gone, News
+from overlayrun.batch.launcher import key_of
 from overlayrun.batch.mirror import check_remote, network_environment, offer_ref
 from overlayrun.batch.parcel import (
     LARGEST_BUNDLE,
@@ -91,7 +93,7 @@ class DaskEngine:
         if member is None:
             raise HostError(f"worker {host} is gone")
         self._offer(attempt)
-        key = _name(attempt.run, attempt.key)
+        key = key_of(attempt.run, attempt.key)
         self._flights[key] = _Flight(attempt, host, member.address)
         self._cluster.submit(key, self._payload(attempt), member.address)
 
@@ -104,7 +106,7 @@ class DaskEngine:
 
     def cancel(self, key: AttemptKey) -> None:
         """End an attempt on its worker; nothing happens to one that is over."""
-        name = _name(self._shared.place.run, key)
+        name = key_of(self._shared.place.run, key)
         if name in self._flights:
             self._cluster.cancel(name, self._flights[name].address)
 
@@ -140,7 +142,6 @@ class DaskEngine:
             "remote": self._settings.remote,
             "attempt": attempt.to_json(),
             "options": options_to_json(self._shared.options),
-            "bundle": self._shared.bundle,
             "identity": {"user.name": name, "user.email": address.rstrip(">")},
             "topic": self._topic,
         }
@@ -220,6 +221,9 @@ class DaskEngine:
             take_sent(self._repo, decode(answer["bundle"], LARGEST_BUNDLE), attempt, tip)
         else:
             take_pushed(self._repo, self._settings.remote, attempt, tip)
+        if self._shared.bundle:
+            place = self._shared.place.attempt(attempt.key)
+            write_bundle(place.bundle, self._repo.git_dir, attempt.base, attempt.ref)
 
     def _promote(self, attempt: Attempt, result: Result) -> Result:
         """Let the task's branch stand there; where it can't, the attempt's ref keeps the work still."""
@@ -231,8 +235,3 @@ class DaskEngine:
             note = f"branch {attempt.task.branch} was not made: {err.brief}"
             return replace(result, notes=(*result.notes, note))
         return result
-
-
-def _name(run: str, key: AttemptKey) -> str:
-    """What coordinator and worker call an attempt; see `launcher.Order.key`."""
-    return f"{run}/{key[0]}/{key[1]}"

@@ -81,6 +81,7 @@ def shop(project: Project, model: ScriptedModel) -> Project:
     return project
 
 
+@pytest.mark.shared
 def test_the_batch_of_the_readme(shop: Project, model: ScriptedModel) -> None:
     """One run for many questions: it takes eight starts of OpenCode."""
     before = shop.files()

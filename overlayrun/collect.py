@@ -42,7 +42,8 @@ def garbage(layout: Layout, *, max_age: float = 14 * DAY, max_size: int | None =
     the longest unused first.
     """
     known = list(records(layout))
-    found = [*_leftovers(layout), *_throwaways(layout), *_kept(layout, known), *_checks(layout), *_batches(layout)]
+    found = [*_leftovers(layout), *_throwaways(layout), *_kept(layout, known)]
+    found += [*_checks(layout), *_batches(layout)]
     cutoff = time.time() - max_age
     spare: list[tuple[float, Garbage]] = []
     for used, item in [*_layers(layout, known), *_landed(layout, known)]:

@@ -303,7 +303,7 @@ class _Attempting:
         for line in (err.brief, err.details, err.hint):
             if line:
                 self.tell(line)
-        return err.brief
+        return f"{err.brief}; {err.hint}" if err.hint else err.brief
 
 
 def _let_in(options: RunOptions) -> dict[str, str]:

@@ -253,6 +253,9 @@ class _Course:
         cost, budget = self._facts.cost, settings.budget or 0.0
         reasons = {
             Stop.BUDGET: f"the budget of ${budget:.2f} is spent: ${cost:.2f} so far",
+            Stop.MACHINE: f"no attempt could be made here: {self._facts.faults[-1]}"
+            if self._facts.faults
+            else "",
             Stop.FAILURES: f"{failures} task{'s' * (failures != 1)} failed",
             Stop.DEADLINE: f"the deadline of {settings.deadline:g} s has passed" if settings.deadline else "",
         }

@@ -81,9 +81,11 @@ class Facts:
         "_at_rest",
         "_ended",
         "_tasks",
+        "_works",
         "began",
         "cost",
         "created",
+        "faults",
         "fresh",
         "histories",
         "last_start",
@@ -98,6 +100,7 @@ class Facts:
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = {task.id: task for task in tasks}
         self._at_rest = True
+        self._works = False
         self._ended = 0
         self.histories: dict[str, History] = {task.id: History() for task in tasks}
         self.running: dict[AttemptKey, Try] = {}
@@ -106,6 +109,7 @@ class Facts:
         self.stop: Stop | None = None
         self.why: str | None = None
         self.fresh = 0  # failures that ended before this one, in order, stopped an earlier start of the run
+        self.faults: list[str | None] = []  # why attempts could not be made, until one was since the start
         self.cost = 0.0
         self.unpriced = 0
         self.last_start: float | None = None
@@ -132,6 +136,7 @@ class Facts:
         self.created = at if self.created is None else self.created
         self.began = at
         self.stop = self.why = None
+        self.faults, self._works = [], False
         # After a kill the failures before it count on; after a stop the user has seen them.
         self.fresh = self._ended if self._at_rest else self.fresh
         self._at_rest = False
@@ -153,6 +158,9 @@ class Facts:
         result = Result.from_json(record["result"])
         attempt.result, attempt.counts, attempt.order = result, not record["interrupted"], self._ended
         self._ended += 1
+        if attempt.counts:
+            self._works = self._works or result.outcome is not Outcome.INFRA
+            self.faults = [] if self._works else [*self.faults, result.detail]
         if result.cost is not None:
             self.cost += result.cost
         elif result.status is not None:

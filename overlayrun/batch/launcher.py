@@ -106,10 +106,6 @@ class Launcher:
         """End an attempt in good order; nothing happens to one that is over."""
         self._send({"do": "cancel", "key": key}, None)
 
-    def kill(self) -> None:
-        """End the launcher and all attempts at once."""
-        os.kill(self._pid, signal.SIGKILL)
-
     def close(self) -> None:
         """End all attempts in good order, and the launcher."""
         self._connection.shutdown(socket.SHUT_WR)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from graphlib import CycleError, TopologicalSorter
+from typing import Final
 
 from overlayrun.batch.engines.api import Host
 from overlayrun.batch.facts import Facts, History, Stop, Try
@@ -18,6 +19,9 @@ from overlayrun.batch.result import Result
 from overlayrun.batch.settings import Settings
 from overlayrun.batch.task import AttemptKey, Outcome, Task
 from overlayrun.batch.window import Room, Start, Window
+
+_FAULTS: Final = 3
+"""Attempts, the first of a batch, that could not be made, after which no more are tried."""
 
 
 class State(Enum):
@@ -221,8 +225,13 @@ class Plan:
             return Stop.DEADLINE
         if settings.fail_fast and (is_waiting or facts.running) and self.failures():
             return Stop.FAIL_FAST
-        if not is_waiting:
-            return None
+        return self._softer_stop() if is_waiting else None
+
+    def _softer_stop(self) -> Stop | None:
+        """What starts nothing more, and lets what runs come to its end."""
+        settings, facts = self.settings, self.facts
+        if len(facts.faults) >= _FAULTS:
+            return Stop.MACHINE
         if settings.budget is not None and facts.cost >= settings.budget:
             return Stop.BUDGET
         if settings.max_failures is not None and self.failures() >= settings.max_failures:

@@ -62,7 +62,10 @@ class Salvor:
         except OverlayrunError as err:
             fault = err.brief
             self._tell(f"what attempt {attempt.number} of {attempt.task.id} left is not kept: {err.brief}")
-        self._show(attempt, tip)
+        try:
+            self._show(attempt, tip)
+        except OSError as err:  # on a full disk the others still have to be kept
+            self._tell(f"logs of attempt {attempt.number} of {attempt.task.id} are not shown: {err.strerror}")
         return tip, fault
 
     def lost(

@@ -140,9 +140,10 @@ class _Station:
             _clear(mirror, attempt)
             return answer
         why = _push(mirror, attempt, result["tip"])
-        bundle = mirror.bundle(
-            attempt, f"{place.root}/sent.bundle", _SMALL if why is None else LARGEST_BUNDLE
-        )
+        bundle = None
+        with suppress(StoreError):  # what is pushed can be fetched
+            limit = _SMALL if why is None else LARGEST_BUNDLE
+            bundle = mirror.bundle(attempt, f"{place.root}/sent.bundle", limit)
         if bundle is not None:
             answer["bundle"] = base64.b64encode(bundle).decode("ascii")
         elif why is not None:

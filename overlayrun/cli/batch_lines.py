@@ -76,6 +76,8 @@ class Silence:
 def line_of(news: News) -> str | None:
     """A piece of news in a line, safe to print; None for what is not worth one."""
     text = safe(news.text or "")
+    if news.kind is NewsKind.OVER:  # the last lines tell of it
+        return None
     if news.task is None:
         return text or None
     name = news.task.id
@@ -128,7 +130,9 @@ def ended(report: BatchReport) -> Iterator[str]:
     yield f"{count_text(len(report.tasks), 'task')} in {took}: {', '.join(told)}{_cost(report)}"
     if report.why:
         yield f"stopped: {safe(report.why)}"
-    yield from _rows([task for task in report.tasks if not task.succeeded and task.winner is not False])
+    left_out = (Outcome.SKIPPED,) if report.why else ()
+    failed = [task for task in report.tasks if not task.succeeded and task.winner is not False]
+    yield from _rows([task for task in failed if task.outcome not in left_out])
     for task in report.tasks:
         if task.winner:
             yield f"{task.task.id} wins {task.task.group}: branch {task.task.branch}"

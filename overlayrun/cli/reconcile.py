@@ -270,6 +270,8 @@ class Report:
             self._say(f"branch {item.branch} changed nothing")
         elif item.standing is Standing.LANDED:
             self._say(f"branch {item.branch} is in {target} already")
+        elif item.is_empty:
+            self._say(f"branch {item.branch} has no snapshot yet")
 
     def _withheld(self, each: Withheld) -> None:
         branch = each.item.branch

@@ -72,6 +72,11 @@ class Item:
     is_own_only: bool = False
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the branch stands where it began: one that runs can still be without a snapshot."""
+        return self.tip in (self.record.base, self.record.dirty)
+
+    @property
     def branch(self) -> BranchName:
         """The branch's name."""
         return self.record.branch

@@ -179,7 +179,8 @@ class Reconciler:
         done = {item.record.id for item, _ in self.outcome.failed} | self._hands.keys()
         done |= {clash.item.record.id for clash in self.outcome.clashes}
         done |= {each.item.record.id for each in self.outcome.withheld}
-        return [item for item in items if not item.standing.is_home and item.record.id not in done]
+        there = [item for item in items if not item.standing.is_home and not item.is_empty]
+        return [item for item in there if item.record.id not in done]
 
     def _until_done(self, items: Callable[[Queue], list[Item]], *, fast_forward: bool) -> Outcome:
         lost: list[object] = []

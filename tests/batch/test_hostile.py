@@ -15,8 +15,13 @@ from conftest import PATIENCE, wait_until
 from junitparser import JUnitXml
 
 from overlayrun.batch import journal
+from overlayrun.batch.layout import BatchLayout
 from overlayrun.batch.reports.files import copy_reports, expect_place
+from overlayrun.batch.salvage import Salvor
+from overlayrun.batch.task import Attempt, Task
 from overlayrun.errors import HostError, UsageError
+from overlayrun.store.location import find_repository
+from overlayrun.workspace.layout import open_state
 
 if TYPE_CHECKING:
     from conftest import UserRepo
@@ -81,6 +86,24 @@ def test_a_report_that_cannot_be_copied_is_told_in_one_line(tmp_path: Path) -> N
     with pytest.raises(HostError, match="symbolic link"):
         copy_reports(str(reports), f"{tmp_path}/dir", None)
     assert sorted(os.listdir(tmp_path / "new")) == ["j", "out"]
+
+
+def test_logs_that_could_not_be_masked_stay_at_home(repo: UserRepo, tmp_path: Path) -> None:
+    """The disk was full when an attempt was lost: what it left is kept, its raw logs are not handed out."""
+    repo.commit("base")
+    place = BatchLayout(open_state(str(repo.root / ".git")), "run")
+    task = Task(id="a", command=("true",), branch="b", group="a")
+    attempt = Attempt(run="run", task=task, number=1, base=repo.git("rev-parse", "HEAD"))
+    files = Path(place.attempt(attempt.key).root)
+    (files / "stdout.log").mkdir(parents=True)  # nothing can be written there
+    for name in ("output.raw", "errors.raw"):
+        (files / name).write_text("secret")
+    told: list[str] = []
+    salvor = Salvor(find_repository(str(repo.root)), open_state(f"{repo.root}/.git"), place, (), told.append)
+    assert salvor.salvage(attempt, 0.0) == (None, None)
+    assert told == ["logs of attempt 1 of a are not shown: Is a directory"]
+    copy_reports(place.reports, str(tmp_path / "out"), None)
+    assert os.listdir(tmp_path / "out/tasks/a") == []
 
 
 def test_places_that_take_no_report_are_refused_before_anything_runs(repo: UserRepo) -> None:

@@ -247,6 +247,25 @@ def test_too_many_failures_start_nothing_more_but_end_nothing() -> None:
     assert batch.status() == 1
 
 
+def test_a_machine_that_can_make_no_attempt_is_not_asked_for_two_hundred() -> None:
+    batch = Batch([task(name) for name in "abcdefghij"], Settings(jobs=3))
+    assert batch.start() == ["a", "b", "c"]
+    for name in "abc":
+        batch.end(name, Outcome.INFRA, detail="no user namespaces")
+    assert batch.start() == []
+    assert batch.plan.facts.stop is Stop.MACHINE
+    assert batch.decide().over
+    assert batch.status() == 3
+
+    # One that worked tells that the machine can.
+    other = Batch([task(name) for name in "abcdefghij"], Settings(jobs=4))
+    other.start()
+    other.end("a", Outcome.FAILED)
+    for name in "bcd":
+        other.end(name, Outcome.INFRA)
+    assert other.start() == ["e", "f", "g", "h"]
+
+
 def test_failures_before_a_kill_count_and_those_before_a_stop_do_not() -> None:
     batch = Batch([task(name) for name in "abcd"], Settings(jobs=1, max_failures=2))
     batch.start()

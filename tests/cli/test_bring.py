@@ -86,6 +86,13 @@ def test_of_a_running_branch_the_newest_snapshot_is_taken(repo: UserRepo, name: 
     assert (done.code, (repo.root / "one").read_text()) == (0, "1\n")
 
 
+def test_a_running_branch_without_a_snapshot_has_nothing_to_merge(repo: UserRepo) -> None:
+    with repo.started("-b", "b", "--", "sh", "-c", "echo 1 >one; echo ready; cat") as run:
+        run.expect("ready")
+        done = repo.overlayrun("merge", "b")
+    assert (done.code, done.out) == (0, "branch b has no snapshot yet\n")
+
+
 def test_a_bad_target_is_refused(repo: UserRepo) -> None:
     repo.inside("echo 2 >two")
     done = repo.overlayrun("merge", "b", "--into", "../x")

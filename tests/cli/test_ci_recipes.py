@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import yaml
+from conftest import PATIENCE
 from junitparser import JUnitXml
 
 if TYPE_CHECKING:
@@ -100,3 +102,26 @@ def test_gitlab(repo: UserRepo, origin: str) -> None:
         assert done.code == 0, str(done)
         seen += JUnitXml.fromfile(str(job.root / recipe["artifacts"]["reports"]["junit"])).tests
     assert seen == 6
+
+
+def test_a_container_whose_user_namespaces_are_closed(repo: UserRepo) -> None:
+    """It falls back to nothing: what to type is told, no agent starts, and the exit code is the machine's."""
+    script = 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"'
+    words = repo.command(
+        "batch", "-n", "9", "-p", "x", "--report", "out", "--", "touch", str(repo.home / "ran")
+    )
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh", *words],
+        cwd=repo.root,
+        env=repo.env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "stopped: no attempt could be made here" in done.stdout
+    assert "sysctl user.max_user_namespaces" in done.stdout
+    summary = json.loads((repo.root / "out/summary.json").read_text())
+    assert summary["status"] == 3
+    assert not (repo.home / "ran").exists()

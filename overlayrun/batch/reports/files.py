@@ -74,6 +74,8 @@ def _expect_unchanged(path: str) -> None:
 
 
 def _copy_directory(source: str, target: str) -> None:
+    if os.path.lexists(f"{source}/output.raw"):  # its logs could not be written without secrets
+        return
     os.makedirs(target, exist_ok=True)
     with os.scandir(source) as entries:
         for entry in entries:

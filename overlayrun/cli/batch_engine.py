@@ -38,4 +38,6 @@ def _origin(root: str) -> str:
             "the workers need a repository to fetch from and push to, and this one has no remote `origin`",
             hint="name it: --remote URL",
         )
+    if url.startswith("."):
+        raise UsageError(f"origin is {url!a}, which means nothing on a worker", hint="name it: --remote URL")
     return url

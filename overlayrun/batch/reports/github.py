@@ -111,7 +111,7 @@ def _fitting(texts: Iterable[str], share: int, room: int) -> tuple[list[str], in
 
 
 def _head(report: BatchReport) -> str:
-    succeeded = sum(task.succeeded for task in report.tasks)
+    succeeded = sum(map(has_succeeded, report.tasks))
     facts = [
         f"{succeeded} of {_count(len(report.tasks), 'task')} succeeded",
         _span(report.ended - report.started),
@@ -221,7 +221,7 @@ def outputs(report: BatchReport, directory: str) -> str:
         "run": report.run,
         "status": str(report.status),
         "total": str(len(report.tasks)),
-        "succeeded": str(sum(task.succeeded for task in report.tasks)),
+        "succeeded": str(sum(map(has_succeeded, report.tasks))),
         "cost": f"{report.cost:.4f}",
         "branches": json.dumps(branches),
         "failed": json.dumps([task.task.id for task in report.tasks if verdict_of(task) in _BAD]),

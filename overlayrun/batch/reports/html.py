@@ -199,7 +199,7 @@ class _Writer:
             "needs": [_plain(each) for each in task.needs],
             "values": {_plain(name): self._said(value) for name, value in task.values.items()},
             "outcome": report.outcome.value,
-            "ok": report.succeeded,
+            "ok": has_succeeded(report),
             "detail": self._said(report.detail),
             "landing": report.landing,
             "landing_detail": self._said(report.landing_detail),

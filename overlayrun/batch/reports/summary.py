@@ -66,6 +66,11 @@ def verdict_of(task: TaskReport) -> Verdict:
     return Verdict.ERROR if is_error(task.outcome) and not has_failed_to_land(task) else Verdict.FAILED
 
 
+def has_succeeded(task: TaskReport) -> bool:
+    """Whether it counts as success; a good try of which the judge took none does not, as in the exit code."""
+    return task.succeeded and not _is_unjudged(task)
+
+
 def _is_unjudged(task: TaskReport) -> bool:
     """Whether it is a good try, and the judge took none."""
     is_try = task.task.judge is not None and task.task.group != task.task.id
@@ -138,7 +143,7 @@ def summary_of(report: BatchReport, directory: str) -> dict[str, Any]:
     """What summary.json holds; paths are relative to the directory."""
     outcomes = Counter(task.outcome for task in report.tasks)
     verdicts = Counter(map(verdict_of, report.tasks))
-    succeeded = sum(task.succeeded for task in report.tasks)
+    succeeded = sum(map(has_succeeded, report.tasks))
     own = ("run", "version", "repository", "base", "target", "engine", "jobs", "started", "ended", "status")
     return {
         "schema": SCHEMA,
@@ -162,7 +167,7 @@ def _task_row(task: TaskReport, directory: str) -> dict[str, Any]:
         "group": task.task.group,
         "outcome": task.outcome.value,
         "verdict": verdict_of(task).value,
-        "succeeded": task.succeeded,
+        "succeeded": has_succeeded(task),
         "detail": task.detail,
         "winner": task.winner,
         "landing": task.landing,

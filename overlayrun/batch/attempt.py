@@ -33,6 +33,7 @@ from overlayrun.workspace.record import Record
 _ENDING: Final = frozenset({signal.SIGTERM, signal.SIGHUP})
 _LARGEST: Final = 256 << 20  # bytes of an output; a folder keeps less of it
 _LAST: Final = 1 << 12  # bytes of a judge's output in which its last line is looked for
+_MOST_NOTES: Final = 20
 _SOME: Final = 1 << 16  # bytes of output in which something beside blanks is looked for
 # A check looks at one commit, and leaves nothing.
 _OF_CHECK: Final[Mapping[str, Any]] = {
@@ -217,7 +218,10 @@ class _Attempting:
         )
         course.size = (ending.stat.files, ending.stat.insertions, ending.stat.deletions)
         course.notes += ending.taken.notes
-        course.notes += [f"left out: {os.fsdecode(one.path)}" for one in ending.taken.left_out]
+        left_out = ending.taken.left_out
+        course.notes += [f"left out: {os.fsdecode(one.path)}" for one in left_out[:_MOST_NOTES]]
+        if len(left_out) > _MOST_NOTES:
+            course.notes.append(f"left out: {len(left_out) - _MOST_NOTES} more")
 
     def _look_at(self, made: Made) -> None:
         """The task's check of what was made, and the judge's if that passes."""

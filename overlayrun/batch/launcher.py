@@ -23,7 +23,7 @@ from overlayrun.batch.attempt import Shared
 from overlayrun.batch.engines.api import Ended, Event, Lost, Started
 from overlayrun.batch.engines.local import LocalEngine
 from overlayrun.batch.layout import BatchLayout
-from overlayrun.batch.parcel import options_from_json
+from overlayrun.batch.run_options import options_from_json
 from overlayrun.batch.task import Attempt, AttemptKey
 from overlayrun.errors import OverlayrunError
 from overlayrun.store.location import find_repository

@@ -12,7 +12,6 @@ import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
-from enum import Enum
 from typing import Any, Final
 
 from overlayrun.batch.layout import AttemptLayout
@@ -20,7 +19,6 @@ from overlayrun.batch.result import CheckResult, Result
 from overlayrun.batch.task import Attempt, Outcome
 from overlayrun.errors import StoreError
 from overlayrun.files import write_whole
-from overlayrun.model import AgentState, CarryPolicy, DirtyPolicy, HomePolicy, RunOptions
 
 LARGEST_BUNDLE: Final = 8 << 20  # bytes
 _LARGEST_FILE: Final = 4 << 20  # bytes, of one artifact as text
@@ -28,27 +26,11 @@ _FILES: Final = ("stdout", "stderr", "events", "overlayrun", "check", "judge", "
 _LONGEST: Final = 2000  # characters of a text
 _MOST_NOTES: Final = 100
 _ID: Final = re.compile(r"[0-9a-f]{40}")
-_ENUMS: Final = {"dirty": DirtyPolicy, "carry": CarryPolicy, "home": HomePolicy, "agent_state": AgentState}
 
 
 def version() -> str:
     """Of this overlayrun; a coordinator and its workers have the same."""
     return importlib.metadata.version("overlayrun")
-
-
-def options_to_json(options: RunOptions) -> dict[str, Any]:
-    """Plain values."""
-    return {name: value.value if isinstance(value, Enum) else value for name, value in vars(options).items()}
-
-
-def options_from_json(data: Mapping[str, Any]) -> RunOptions:
-    """The inverse of `options_to_json`."""
-    return RunOptions(
-        **{
-            name: _ENUMS[name](value) if name in _ENUMS and value is not None else value
-            for name, value in data.items()
-        }
-    )
 
 
 def pack_files(place: AttemptLayout) -> dict[str, str]:

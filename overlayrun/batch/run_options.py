@@ -1,4 +1,4 @@
-"""The options of an attempt's run: the batch's, and over them the task's own."""
+"""The options of an attempt's run: the batch's, and over them the task's own; as JSON."""
 
 from __future__ import annotations
 
@@ -48,6 +48,16 @@ def options_of(base: RunOptions, attempt: Attempt) -> RunOptions:
     own_variables = [f"{name}={value}" for name, value in variables.items()]
     given["env"] = [*base.env, *task.options.get("env", ()), *own_variables]
     return RunOptions(**{**given, "branch": task.branch, "base": attempt.base})
+
+
+def options_to_json(options: RunOptions) -> dict[str, Any]:
+    """Plain values."""
+    return {name: value.value if isinstance(value, Enum) else value for name, value in vars(options).items()}
+
+
+def options_from_json(data: Mapping[str, Any]) -> RunOptions:
+    """The inverse of `options_to_json`. Raises UsageError."""
+    return RunOptions(**{name: _option(name, value) for name, value in data.items()})
 
 
 def _option(name: str, value: Any) -> Any:

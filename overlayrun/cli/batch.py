@@ -24,12 +24,12 @@ from overlayrun.batch.foreach import tracked_files
 from overlayrun.batch.journal import LATEST, Planned, create_run, find_run, locked, read_plan, write_plan
 from overlayrun.batch.landing import land
 from overlayrun.batch.layout import BatchLayout
-from overlayrun.batch.parcel import options_from_json, options_to_json
 from overlayrun.batch.publish import Published
 from overlayrun.batch.reports.files import copy_reports, expect_place, write_reports
 from overlayrun.batch.reports.github import tell_github
 from overlayrun.batch.reports.summary import summary_of
 from overlayrun.batch.result import BatchReport
+from overlayrun.batch.run_options import options_from_json, options_to_json
 from overlayrun.batch.task import Task
 from overlayrun.batch.tasks import expand, plan_rows, rates, shard
 from overlayrun.cli.batch_engine import dask_engine, reach

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
 from overlayrun.batch.progress import Board, News, NewsKind
+from overlayrun.batch.reports.summary import has_succeeded, reason_of
 from overlayrun.batch.result import BatchReport, Result, TaskReport
 from overlayrun.batch.task import Outcome
 from overlayrun.cli.render import count_text, say, span_text
@@ -131,7 +132,7 @@ def ended(report: BatchReport) -> Iterator[str]:
     if report.why:
         yield f"stopped: {safe(report.why)}"
     left_out = (Outcome.SKIPPED,) if report.why else ()
-    failed = [task for task in report.tasks if not task.succeeded and task.winner is not False]
+    failed = [task for task in report.tasks if not has_succeeded(task) and task.winner is not False]
     yield from _rows([task for task in failed if task.outcome not in left_out])
     for task in report.tasks:
         if task.winner:
@@ -149,6 +150,8 @@ def _rows(tasks: Sequence[TaskReport]) -> Iterator[str]:
         landing = task.landing if task.landing not in (None, "landed", "nothing to land") else None
         state = landing or task.outcome.value
         detail = (task.landing_detail if landing else task.detail) or ""
+        if task.succeeded:  # its group failed
+            detail = reason_of(task)
         yield f"{task.task.id}: {state}" + (f": {safe(detail)}" if detail else "")
     if len(tasks) > _SHOWN:
         yield f"and {len(tasks) - _SHOWN} more"
@@ -157,9 +160,8 @@ def _rows(tasks: Sequence[TaskReport]) -> Iterator[str]:
 def next_steps(report: BatchReport, place: str) -> Iterator[str]:
     """What to type next. place: directory of the reports."""
     yield f"report: {printable(place)}/report.html"
-    good = [
-        task.task.branch for task in report.tasks if task.succeeded and task.results and task.results[-1].tip
-    ]
+    chosen = [task for task in report.tasks if has_succeeded(task) and task.winner is not False]
+    good = [task.task.branch for task in chosen if task.results and task.results[-1].tip]
     if good and not any(task.landing for task in report.tasks):
         yield f"next: overlayrun diff {good[0]} | merge {good[0]} | reconcile"
     if any(not task.succeeded for task in report.tasks):

@@ -168,6 +168,18 @@ def _end_without_reader(repo: UserRepo, stdout: int | None, redirection: str) ->
     return process.wait(PATIENCE)
 
 
+def test_tries_of_which_the_judge_takes_none_fail_everywhere(repo: UserRepo) -> None:
+    repo.commit("base")
+    words = ("-n", "2", "-p", "x", "--judge", "exit 1", "--report", "out")
+    done = repo.overlayrun("batch", *words, "--", "sh", "-c", "echo {n} > n")
+    assert done.code == 1, str(done)
+    summary = _summary(repo.root / "out", 1)
+    assert (summary["succeeded"], summary["verdicts"]["failed"]) == (0, 2)
+    assert "0 of 2 tasks succeeded" in (repo.root / "out/summary.md").read_text()
+    assert done.out.count("ok: the judge took none of its tries") == 2
+    assert "next: overlayrun diff" not in done.err
+
+
 def test_a_batch_outlives_whoever_reads_its_lines(repo: UserRepo) -> None:
     repo.commit("base")
     repo.write("t.yaml", '[{id: a, command: "sleep 0.3; echo x > x"}]')

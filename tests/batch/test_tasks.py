@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from conftest import UserRepo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from overlayrun.batch.task import ACCEPTED, RETRIED, Outcome, Task
 from overlayrun.batch.tasks import Given, PlanRow, expand, plan_rows, rates, shard
 from overlayrun.errors import UsageError
 from overlayrun.store.refs import parse_branch_name
-from conftest import UserRepo
 
 PROPERTY: Final = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 

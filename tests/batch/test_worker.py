@@ -16,12 +16,11 @@ from overlayrun.batch.layout import AttemptLayout
 from overlayrun.batch.parcel import (
     checked_result,
     decode,
-    options_from_json,
-    options_to_json,
     pack_files,
     unpack_files,
 )
 from overlayrun.batch.result import CheckResult, Result
+from overlayrun.batch.run_options import options_from_json, options_to_json
 from overlayrun.batch.task import Attempt, Outcome, Task
 from overlayrun.cli.options import run_options
 from overlayrun.errors import StoreError, UsageError

@@ -128,6 +128,7 @@ def test_the_best_of_several(repo: UserRepo) -> None:
     winners = {task["id"]: task["winner"] for task in summary["tasks"]}
     assert list(winners.values()) == [False, False, True], winners
     assert {task["attempts"][0]["score"] for task in summary["tasks"]} == {2.0, 3.0, 4.0}
+    assert f"next: overlayrun diff {summary['tasks'][2]['branch']} " in done.err
     for number, task in enumerate(summary["tasks"], 1):  # the others' branches are kept
         assert repo.show(task["branch"], "f.txt") == "base\n" + "grow\n" * number
 

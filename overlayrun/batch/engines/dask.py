@@ -24,13 +24,13 @@ from overlayrun.batch.parcel import (
     LARGEST_BUNDLE,
     checked_result,
     decode,
-    options_to_json,
     ours_result,
     unpack_files,
     version,
 )
 from overlayrun.batch.promote import promote
 from overlayrun.batch.result import Result
+from overlayrun.batch.run_options import options_to_json
 from overlayrun.batch.task import Attempt, AttemptKey, Outcome
 from overlayrun.errors import HostError, OverlayrunError, StoreError
 from overlayrun.files import write_whole

@@ -19,6 +19,7 @@ from overlayrun.batch.reports.summary import (
     cost_of,
     decisive,
     has_failed_to_land,
+    has_succeeded,
     reason_of,
     verdict_of,
     word_of,

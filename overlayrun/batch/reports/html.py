@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from overlayrun.batch.artifacts import mask
 from overlayrun.batch.layout import AttemptLayout
+from overlayrun.batch.reports.summary import has_succeeded
 from overlayrun.batch.result import BatchReport, Result, TaskReport
 from overlayrun.batch.task import AttemptKey, Outcome
 from overlayrun.files import write_whole

@@ -44,6 +44,7 @@ START: Final = b"G"
 SIGNAL: Final = b"S"  # send a signal to the command
 FREEZE: Final = b"Z"  # 1: stop every process, 0: let them go on
 KILL: Final = b"K"  # kill every process
+END: Final = b"Q"  # end at once, and every process with it
 
 
 class Command:
@@ -87,7 +88,7 @@ class Keeper:
         os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
 
     def obey(self) -> None:
-        """Read orders until the supervisor closes the pipe or dies."""
+        """Read orders until the supervisor says so, closes the pipe or dies."""
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         signals = syscalls.signalfd([signal.SIGCHLD])
         waiting = select.poll()
@@ -106,7 +107,7 @@ class Keeper:
                     self.asked.answer()
                     continue
                 data = os.read(self.orders, 4096)
-                if not data:
+                if not data or END in data:
                     return
                 *lines, buffered = (buffered + data).split(b"\n")
                 for line in lines:

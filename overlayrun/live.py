@@ -123,6 +123,7 @@ class LiveSandbox:
         """End every process of the sandbox and wait for it."""
         if self._orders < 0:
             return
+        self.order(keeper.END)  # another process may hold the pipe as well
         os.close(self._orders)
         self._orders = -1
         os.waitpid(self.pid, 0)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from overlayrun.sandbox.plan import Layer
     from overlayrun.snapshot import Snapshot
     from overlayrun.store.location import Repository
+    from overlayrun.supervisor import Entrust
     from overlayrun.workspace.layout import Layout
     from overlayrun.workspace.record import Record
 
@@ -50,16 +51,17 @@ class Witness:
     """What a caller in this process learns of a run beside its exit status.
 
     made: called when the workspace is there; begin: when its sandbox stands, before the command starts.
-    flush: called at the end in place of `durable.sync_in_background`. largest: see `Relay`. ending: the last
-    snapshot, None where nothing changed. unsaved: why that could not be taken.
+    flush: called at the end in place of `durable.sync_in_background`. entrust: see `Supervisor`. largest: see
+    `Relay`. ending: the last snapshot, None where nothing changed. unsaved: why that could not be taken.
     """
 
-    __slots__ = ("begin", "ending", "flush", "largest", "made", "outcome", "unsaved")
+    __slots__ = ("begin", "ending", "entrust", "flush", "largest", "made", "outcome", "unsaved")
 
     def __init__(self) -> None:
         self.made: Callable[[Record], object] = lambda _: None
         self.begin: Callable[[], object] = lambda: None
         self.flush: Callable[[Record], object] | None = None
+        self.entrust: Entrust | None = None
         self.largest: int | None = None
         self.outcome: Outcome | None = None
         self.ending: Ending | None = None
@@ -158,6 +160,7 @@ class _Run:
             take = None if self.record.throwaway else self._taker(live)
             supervisor = Supervisor(live, self.options, self.place.sockets, take, self.tell, relay)
             supervisor.watched = self.connections.watched
+            supervisor.entrust = self.witness.entrust
             supervisor.answers = lambda: self._answers(supervisor)
             outcome = supervisor.run()
             self.connections.finish()

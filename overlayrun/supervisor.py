@@ -24,12 +24,25 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
-    from typing import Final
+    from typing import Final, Protocol
 
     from overlayrun.answers import Answers
     from overlayrun.control import Handler
     from overlayrun.snapshot import Snapshot
     from overlayrun.watchdog import Watcher
+
+    class Entrusted(Protocol):
+        """A run that the watchdog of many looks after. reports: readable when that may have changed."""
+
+        reports: int
+
+        def is_lost(self) -> bool:
+            """Whether nobody looks after it any more."""
+
+        def end(self) -> str | None:
+            """Stop looking; why the run was ended, None if it was not."""
+
+    Entrust = Callable[[LiveSandbox, str], Entrusted]
 
 PASSED_ON: Final = (
     signal.SIGINT,
@@ -47,6 +60,7 @@ _GRACE: Final = 5.0  # seconds from TERM to KILL
 _TWICE: Final = 1.0  # seconds between two Ctrl-C that mean it
 _QUICK: Final = 0.05  # seconds after which a command is no quick one: sockets and timers start
 _LONG: Final = 1.0  # seconds after which it is worth while to get ready for snapshots
+_TRUST: Final = 5.0  # seconds between two looks at whether another process still looks after the run
 _TIMED_OUT: Final = 124  # as timeout(1)
 
 
@@ -75,6 +89,8 @@ class Supervisor:
     """The loop around one live sandbox.
 
     take: takes a snapshot (reason, message, whether without limits), None where this run keeps none.
+    entrust: who has the run looked after (its sandbox, its place) in place of a process of its own; OSError
+    where it can't be.
     """
 
     def __init__(
@@ -102,6 +118,8 @@ class Supervisor:
         self.waiting = select.poll()
         # Descriptors that become readable when something beside the sandbox dies, and what to do then, once.
         self.watched: dict[int, Callable[[], None]] = {}
+        self.entrust: Entrust | None = None
+        self.entrusted: Entrusted | None = None
         self.watcher: Watcher | None = None
         self.answers: Callable[[], Answers]
 
@@ -169,6 +187,7 @@ class Supervisor:
             elif fd in self.servers:  # serving one client may close what another one waits for
                 self._serve(fd)
         self._keep_time()
+        self._keep_watched()
         return self.live.has_report and self._is_over()
 
     def _patience(self) -> float:
@@ -185,6 +204,8 @@ class Supervisor:
             due.append(now + 1.0)
         if self.next_snapshot is not None:
             due.append(self.next_snapshot)
+        if self.entrusted is not None:
+            due.append(now + _TRUST)
         return max(0.0, (min(due) - now) * 1000 + 1)
 
     def _is_over(self) -> bool:
@@ -284,20 +305,42 @@ class Supervisor:
             self._watch()
 
     def _watch(self) -> None:
-        from overlayrun.watchdog import Watchdog, Watcher
-
-        limits = self.live.command.confinement.limits
         place = os.path.dirname(self.sockets)
         try:
             os.unlink(WorkspaceLayout(place).guests)  # of a run that was killed
         except FileNotFoundError:
             pass
-        watchdog = Watchdog(self.live.pid, place, limits)
+        try:
+            self.entrusted = self.entrust and self.entrust(self.live, place)
+        except OSError as err:
+            self.tell(f"this run has a watchdog of its own: {err.strerror}")
+        if self.entrusted is None:
+            self._watch_alone(place)
+        else:
+            self.watched[self.entrusted.reports] = self._keep_watched
+            self.waiting.register(self.entrusted.reports, select.POLLIN)
+
+    def _keep_watched(self) -> None:
+        """Look after the run in a process of its own where the other one is gone or stuck."""
+        if self.entrusted is None or not self.entrusted.is_lost():
+            return
+        self.tell("the batch's watchdog is lost: this run has one of its own")
+        if self.watched.pop(self.entrusted.reports, None):
+            self.waiting.unregister(self.entrusted.reports)
+        self.entrusted.end()
+        self.entrusted = None
+        self._watch_alone(os.path.dirname(self.sockets))
+
+    def _watch_alone(self, place: str) -> None:
+        from overlayrun.watchdog import Watchdog, Watcher
+
+        watchdog = Watchdog(self.live.pid, place, self.live.command.confinement.limits)
         self.watcher = Watcher(watchdog, self.live.orders, self.live.joined[0])
 
     def _stop_watching(self) -> None:
         """Learn what ended the run, if that was a limit."""
-        said = self.watcher.end() if self.watcher else None
+        looking = self.entrusted or self.watcher
+        said = looking.end() if looking else None
         said = said or events_text(self.live.command.confinement.limits, self.live.group)
         if said:
             self.outcome.killed = self.outcome.killed or self.outcome.status == 128 + signal.SIGKILL

@@ -20,16 +20,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Final, NoReturn
 
+    Numbers = tuple[float, ...]
+
 _RESERVE: Final = 1 << 30  # bytes of the disk that stay free, or a twentieth of it
 _RESERVE_FILES: Final = 100_000
 _SHARE: Final = 20  # of the disk one part; of the time too: at most so much of it is spent on looking
 _SPEED: Final = 2 << 30  # bytes a second that a run may write or take, in the worst case
-_SOONEST: Final = 0.05  # seconds
+SOONEST: Final = 0.05  # seconds
 _LATEST: Final = 1.0
 _FIRST_MEASURE: Final = 1.0  # seconds into the run: what a resumed workspace holds already
 # What others free hides what the run takes, so it is measured again, in a hundredth of the time.
 _AGAIN: Final = 100
-_MEASURE_AGAIN: Final = (1.0, 300.0)  # seconds, at least and at most
+_MEASURE_AGAIN: Final = 1.0  # seconds, at least
+_MEASURE_LATEST: Final = 300.0
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -38,11 +41,14 @@ class Watchdog:
     """Looks at one run.
 
     keeper_pid: pid 1 of the sandbox, as seen from here. place: the workspace's directory.
-    interval: seconds until the next look is worth while.
+    interval: seconds until the next look is worth while. again: seconds at least from one measurement to one
+    that nothing calls for. measured, shared: `measure` and `share`, or what has them done elsewhere and gives
+    None until that is over.
     """
 
     def __init__(self, keeper_pid: int, place: str, limits: LimitOptions) -> None:
-        self.interval = _SOONEST
+        self.interval = SOONEST
+        self.again = _MEASURE_AGAIN
         self._keeper = keeper_pid
         self._place = place
         self._limits = limits
@@ -55,6 +61,8 @@ class Watchdog:
         self._used = _used(disk)
         self._measure_at = time.monotonic() + _FIRST_MEASURE
         self._not_before = 0.0
+        self.measured: Callable[[], Numbers | None] = self.measure
+        self.shared: Callable[[], Numbers | None] = self.share
 
     def look(self) -> str | None:
         """Why the run must end, as a sentence; None while all is well. Raises OSError where it can't look."""
@@ -68,7 +76,7 @@ class Watchdog:
             if taken > self._limits.memory:
                 reason = f"ended: memory limit of {size_text(self._limits.memory)} reached (--memory)"
         cost = time.monotonic() - began
-        self.interval = max(_SOONEST, min(_LATEST, min(slack) / _SPEED), _SHARE * cost)
+        self.interval = max(SOONEST, min(_LATEST, min(slack) / _SPEED), _SHARE * cost)
         return reason
 
     def _disk_text(self, disk: os.statvfs_result, slack: int) -> str | None:
@@ -85,15 +93,22 @@ class Watchdog:
             return None
         if self._size + max(0, _used(disk) - self._used) <= limit and now < self._measure_at:
             return None
-        self._used = _used(disk)
-        self._size = size_on_disk(self._place) + sum(map(_size_of_guest, self._guests()))
+        measured = self.measured()
+        if measured is None:
+            return None
+        self._size, self._used, cost = int(measured[0]), int(measured[1]), measured[2]
         done = time.monotonic()
-        self._not_before = done + _SHARE * (done - now)
-        soonest, latest = _MEASURE_AGAIN
-        self._measure_at = done + min(latest, max(soonest, _AGAIN * (done - now)))
+        self._not_before = done + _SHARE * cost
+        self._measure_at = done + min(_MEASURE_LATEST, max(self.again, _AGAIN * cost))
         if self._size <= limit:
             return None
         return f"ended: its changes take more than {size_text(limit)} of disk (--disk)"
+
+    def measure(self) -> Numbers:
+        """Bytes of the changes, bytes taken of the disk just before, and the seconds that this took."""
+        began, used = time.monotonic(), _used(os.statvfs(self._place))
+        size = size_on_disk(self._place) + sum(map(_size_of_guest, self._guests()))
+        return size, used, time.monotonic() - began
 
     def _guests(self) -> list[str]:
         """Directories of the workspaces that the run has opened beside its own."""
@@ -106,9 +121,13 @@ class Watchdog:
 
     def _memory(self, limit: int) -> int:
         """Memory of all processes; of what they share each one's part, where that makes a difference."""
-        pids = list(_tree(self._keeper))
-        resident = sum(map(_resident, pids))
-        return resident if resident <= limit else sum(map(_proportional, pids))
+        resident = sum(map(_resident, _tree(self._keeper)))
+        shared = self.shared() if resident > limit else (resident,)
+        return 0 if shared is None else int(shared[0])
+
+    def share(self) -> Numbers:
+        """Bytes of memory of all processes; of what they share each one's part."""
+        return (sum(map(_proportional, _tree(self._keeper))),)
 
 
 def _blocks(count: int, disk: os.statvfs_result) -> int:
@@ -290,14 +309,14 @@ class Watcher:
 def _watch(watchdog: Watchdog, orders: int, userns: int, report: int) -> NoReturn:
     supervisor = os.getppid()
     try:
-        _close_all_but({0, 1, 2, orders, userns, report})
+        close_all_but({0, 1, 2, orders, userns, report})
         syscalls.prctl(abi.PR_SET_DUMPABLE, 0)
         if os.geteuid():  # root reads every directory as it is
             syscalls.setns(userns, abi.CLONE_NEWUSER)
         # After the join: new credentials clear the signal (prctl(2), PR_SET_PDEATHSIG).
         namespaces.die_with_parent()
         while os.getppid() == supervisor:
-            reason = _look(watchdog)
+            reason = reason_to_end(watchdog)
             if reason is not None:
                 os.write(report, reason.encode("utf-8", "surrogateescape"))
                 os.write(orders, b"%s0\n" % keeper.KILL)
@@ -307,14 +326,15 @@ def _watch(watchdog: Watchdog, orders: int, userns: int, report: int) -> NoRetur
         os._exit(0)
 
 
-def _look(watchdog: Watchdog) -> str | None:
+def reason_to_end(watchdog: Watchdog) -> str | None:
+    """What a look finds; a watchdog that can't look is a reason too."""
     try:
         return watchdog.look()
     except OSError as err:
         return f"ended: nobody can look after the disk: {err}"
 
 
-def _close_all_but(kept: Iterable[int]) -> None:
+def close_all_but(kept: Iterable[int]) -> None:
     """Of what the supervisor holds (locks, sockets, other ends of pipes) nothing may live on here."""
     last = 2
     for fd in sorted(kept):

@@ -144,6 +144,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
                 "batch.run_options",
                 "batch.leavings",
                 "batch.attempt",
+                "batch.engines.lookout",
                 "batch.engines.nursery",
                 "batch.engines.local",
             ),
@@ -192,7 +193,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
             *("cli.bring", "cli.restore", "cli.rm", "cli.gc", "cli.doctor", "cli.config", "cli.completion"),
             *("cli.mcp", "cli.hub", "cli.integrate"),
             *("cli.batch_options", "cli.batch_lines", "cli.batch_table", "cli.batch_engine"),
-            *("cli.batch_publish", "cli.batch_runs", "cli.batch", "cli.worker"),
+            *("cli.batch_publish", "cli.batch_end", "cli.batch_runs", "cli.batch", "cli.worker"),
         ),
     ),
 )

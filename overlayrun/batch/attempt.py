@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from overlayrun.batch.artifacts import Made, mask, secret_values, write_artifacts
 from overlayrun.batch.classify import End, Facts, classify
@@ -29,6 +29,9 @@ from overlayrun.store.location import Repository
 from overlayrun.store.refs import base_ref, branch_ref, flush_refs
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
+
+if TYPE_CHECKING:
+    from overlayrun.supervisor import Entrust
 
 _ENDING: Final = frozenset({signal.SIGTERM, signal.SIGHUP})
 _LARGEST: Final = 256 << 20  # bytes of an output; a folder keeps less of it
@@ -77,12 +80,13 @@ class Reports:
     """Who is told of an attempt on its way.
 
     tell: of each of overlayrun's own lines. begun: that the command starts. left: the id of a workspace that
-    lies there afterwards, not yet flushed to the disk.
+    lies there afterwards, not yet flushed to the disk. entrust: see `Supervisor`.
     """
 
     tell: Tell
     begun: Callable[[], object]
     left: Tell
+    entrust: Entrust | None = None
 
 
 def make_attempt(shared: Shared, attempt: Attempt, reports: Reports) -> Result:
@@ -156,6 +160,7 @@ class _Attempting:
         witness.begin = self.reports.begun
         witness.flush = lambda record: self.reports.left(record.id)
         witness.largest = _LARGEST
+        witness.entrust = self.reports.entrust
         try:
             self.options = options_of(shared.options, attempt)
             free_branch(shared.repository, shared.layout, attempt, self.tell)
@@ -247,6 +252,7 @@ class _Attempting:
         began = time.monotonic()
         witness = Witness()
         witness.largest = _LARGEST
+        witness.entrust = self.reports.entrust
         status = self._command(options, ("/bin/sh", "-c", command), witness)
         assert witness.outcome is not None
         if witness.outcome.ended_by is not None and not witness.outcome.timed_out:

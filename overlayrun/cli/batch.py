@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib import resources
 from typing import Any, Final
@@ -13,7 +13,6 @@ from typing import Any, Final
 import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.bases.dirty import look
-from overlayrun.batch.artifacts import secret_values
 from overlayrun.batch.attempt import Shared
 from overlayrun.batch.capacity import Capacity
 from overlayrun.batch.coordinator import Rerun, Site, plan_batch, run_batch
@@ -22,42 +21,31 @@ from overlayrun.batch.engines.api import Engine
 from overlayrun.batch.engines.local import HOST, LocalEngine
 from overlayrun.batch.foreach import tracked_files
 from overlayrun.batch.journal import LATEST, Planned, create_run, find_run, locked, read_plan, write_plan
-from overlayrun.batch.landing import land
 from overlayrun.batch.layout import BatchLayout
-from overlayrun.batch.publish import Published
-from overlayrun.batch.reports.files import copy_reports, expect_place, write_reports
-from overlayrun.batch.reports.github import tell_github
-from overlayrun.batch.reports.summary import summary_of
-from overlayrun.batch.result import BatchReport
+from overlayrun.batch.reports.files import expect_place
 from overlayrun.batch.run_options import options_from_json, options_to_json
 from overlayrun.batch.task import Task
 from overlayrun.batch.tasks import expand, plan_rows, rates, shard
+from overlayrun.cli.batch_end import end
 from overlayrun.cli.batch_engine import dask_engine, reach
-from overlayrun.cli.batch_lines import Lines, Silence, ended, heading, next_steps, say_on, unbroken
+from overlayrun.cli.batch_lines import Lines, Silence, heading
 from overlayrun.cli.batch_options import Typed, batch_options, run_wide_options
 from overlayrun.cli.batch_publish import (
     check_publication,
     publish_results,
-    publish_run,
-    published_lines,
-    published_status,
 )
 from overlayrun.cli.batch_runs import say_runs
-from overlayrun.cli.carrying import has_someone, is_wanted
 from overlayrun.cli.configured import configured
 from overlayrun.cli.opened import Opened, open_here
 from overlayrun.cli.options import run_options
-from overlayrun.cli.reconcile import Report
 from overlayrun.cli.render import count_text, on_terminal, say, say_json, say_table
-from overlayrun.cli.telling import show_error, tell
-from overlayrun.errors import OverlayrunError, UsageError
+from overlayrun.cli.telling import tell
+from overlayrun.errors import UsageError
 from overlayrun.model import AgentState, DirtyPolicy, RunOptions
-from overlayrun.reconcile.settings import ExecPolicy, Settings, read_settings
+from overlayrun.reconcile.settings import read_settings
 from overlayrun.store.location import Repository
 from overlayrun.workspace.layout import Layout, open_state
 
-_CANCELLED: Final = 130  # as a shell shows SIGINT
-_FAILED: Final = 3  # this machine, or one that we asked
 _HOW: Final = "overlayrun batch tasks.yaml, or: overlayrun batch -p 'PROMPT' -- COMMAND {prompt}"
 # What belongs to the results, and is kept for --resume.
 _RESULTS: Final = (
@@ -75,6 +63,7 @@ _RESULTS: Final = (
     *("yes_exec", "allow_bare_layout", "bundle", "engine", "remote"),
     *("tls_ca", "tls_cert", "tls_key", "insecure_tcp"),
 )
+_LARGEST: Final = 64 << 20  # bytes of a file of tasks
 _PATHS: Final = ("report", "junit", "tls_ca", "tls_cert", "tls_key")
 
 
@@ -136,6 +125,8 @@ def _new(opened: Opened, typed: Typed, command: tuple[str, ...]) -> int:
     options = _options(repository, typed)
     check_publication(typed.values)
     kept = _kept(typed, opened.layout)
+    if typed.merge:
+        read_settings(repository.root)  # what is wrong in them is found now
     if typed.engine:
         reach(repository.root, typed.engine, typed.values)
     if typed.dry_run:
@@ -169,11 +160,15 @@ def _document(name: str | None) -> Document | None:
         return None
     try:
         if name == "-":
-            return read_documents(name, sys.stdin.buffer.read())
-        with open(name, "rb") as file:
-            return read_documents(name, file.read())
+            data = sys.stdin.buffer.read(_LARGEST + 1)
+        else:
+            with open(name, "rb") as file:
+                data = file.read(_LARGEST + 1)
     except OSError as err:
         raise UsageError(f"the tasks can't be read: {err.strerror}: {name}", hint=_HOW) from err
+    if len(data) > _LARGEST:
+        raise UsageError(f"a file of tasks is at most {_LARGEST >> 20} MiB: {name}", hint=_HOW)
+    return read_documents(name, data)
 
 
 def _expanded(document: Document | None, typed: Typed, command: tuple[str, ...], *, run: str) -> list[Task]:
@@ -237,6 +232,10 @@ def _taken_up(
         )
     place = find_run(opened.layout, typed.resume or LATEST)
     planned = read_plan(place)
+    if planned.repository != opened.repository.root and os.path.isdir(planned.repository):
+        raise UsageError(
+            f"run {place.run} belongs to another working tree", hint=f"cd {planned.repository}, then again"
+        )
     kept = {**planned.given.get("results", {}), **_kept(typed, opened.layout)}
     given = {**planned.given, "results": kept}
     settings = replace(planned.settings, **typed.limits())
@@ -265,95 +264,10 @@ def _run(opened: Opened, place: BatchLayout, planned: Planned, rerun: Rerun | No
             variables=options.env,
         )
         report = run_batch(engine, planned, place, site, rerun=rerun)
-    return _close(opened, place, _landed(opened, report, results, typed), results, typed, options)
+    return end(opened, place, report, planned, quiet=typed.quiet or typed.as_json, as_json=typed.as_json)
 
 
 def _engine(shared: Shared, planned: Planned, results: Mapping[str, Any]) -> tuple[Engine, Capacity | None]:
     if planned.engine == HOST:
         return LocalEngine(shared, planned.settings.jobs, tell), Capacity(shared.layout.root)
     return dask_engine(shared, planned.engine, results), None
-
-
-def _landed(opened: Opened, report: BatchReport, results: Mapping[str, Any], typed: Typed) -> BatchReport:
-    """The report with what became of the branches, where they are to be merged."""
-    if not results.get("merge") or report.status == _CANCELLED:
-        return report
-    quiet = typed.quiet or typed.as_json
-    settings = _landing_settings(opened, report, results)
-    ask = is_wanted_by if has_someone(as_json=quiet) else None
-    show = unbroken(Report(settings, as_json=quiet).show)
-    tasks = land(opened.repository, opened.layout, report.tasks, settings, show, ask)
-    failed = any(task.landing and not task.succeeded for task in tasks)
-    return replace(report, tasks=tasks, status=report.status or int(failed))
-
-
-def is_wanted_by(item: Any, carriers: Any) -> bool:
-    """Ask the user about files that run code on his machine."""
-    return is_wanted(item.branch, "merge", carriers)
-
-
-def _landing_settings(opened: Opened, report: BatchReport, results: Mapping[str, Any]) -> Settings:
-    """The reconciler's settings; without a check, the one that all tasks have."""
-    settings = read_settings(opened.repository.root)
-    checks = {task.task.check for task in report.tasks}
-    common = checks.pop() if len(checks) == 1 else None
-    return settings.merged(
-        {
-            "check": results.get("check") or settings.check or common,
-            "exec": ExecPolicy.ALLOW if results.get("yes_exec") else None,
-            "allow_bare_layout": results.get("allow_bare_layout") or None,
-        }
-    )
-
-
-def _close(
-    opened: Opened,
-    place: BatchLayout,
-    report: BatchReport,
-    results: Mapping[str, Any],
-    typed: Typed,
-    options: RunOptions,
-) -> int:
-    """Write, copy and publish what there is, and tell of it: each though another may fail; the exit code."""
-    let_in = dict(text.split("=", 1) for text in options.env if "=" in text)
-    secrets = secret_values(os.environ, let_in)
-    failed: list[OverlayrunError] = []
-    published: list[Published] = []
-
-    def written(status: int) -> BatchReport:
-        told = replace(report, status=report.status or status)
-        with _noted(failed):
-            write_reports(told, place.reports, secrets)
-        return told
-
-    told = written(0)  # first of all: the rest can fail
-    if results.get("publish"):
-        with _noted(failed):
-            published = publish_run(opened, report, results)
-        told = written(published_status(published) or _FAILED * bool(failed))
-    with _noted(failed):
-        copy_reports(place.reports, results.get("report"), results.get("junit"))
-    if failed and not told.status:
-        told = written(_FAILED)
-    if typed.as_json:
-        say_json(summary_of(told, place.reports))
-    else:
-        for line in (*ended(told), *published_lines(published)):
-            say_on(line)
-        for line in next_steps(told, results.get("report") or place.reports):
-            tell(line)
-        with _noted(failed):
-            for line in tell_github(told, place.reports, os.environ):
-                say_on(line)
-    for err in failed:
-        show_error(err)
-    return told.status
-
-
-@contextmanager
-def _noted(failed: list[OverlayrunError]) -> Iterator[None]:
-    """Go on after an error, which is told at the end."""
-    try:
-        yield
-    except OverlayrunError as err:
-        failed.append(err)

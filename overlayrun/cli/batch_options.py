@@ -31,6 +31,7 @@ _NOT_HERE: Final = frozenset(
 )
 RUN_WIDE: Final = tuple(option for option in RUN_OPTIONS if option.name not in _NOT_HERE)
 """Run options that hold for every attempt."""
+_LONGEST_PROMPT: Final = 1 << 20
 RESOURCES: Final = ("memory", "pids", "cpus", "disk")
 _OF_TASKS: Final = (
     *("branch", "base", "check", "check_timeout", "timeout", "idle_timeout", "judge", "attempts", "model"),
@@ -260,8 +261,11 @@ class Typed:
         if self.prompt:
             raise UsageError("-p and -P are both given", hint="choose one")
         try:
-            with open(self.prompt_file, encoding="utf-8") as file:
-                return file.read()
+            with open(self.prompt_file, "rb") as file:
+                data = file.read(_LONGEST_PROMPT + 1)
+            if len(data) > _LONGEST_PROMPT:
+                raise UsageError(f"a prompt is at most 1 MiB: {self.prompt_file}", hint="-P FILE")
+            return data.decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as err:
             raise UsageError(f"the prompt can't be read: {err}", hint="-P FILE takes UTF-8 text") from err
 

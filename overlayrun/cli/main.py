@@ -163,7 +163,10 @@ def _show_help_alone(ctx: click.Context, status: Any) -> Any:
 
 def run_cli(words: list[str]) -> NoReturn:
     """Carry out a command line that is no lean run, and exit."""
-    if sys.stdout is None:  # the caller closed it; /dev/null stands in its place (launch.py)
+    # Those that the caller closed: /dev/null stands in their place (launch.py).
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, closefd=False)
+    if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     ours = RUN_FAILED if is_run(words) or (words[:1] and words[0] in _LIKE_A_RUN) else None
     status = _carry_out(words, ours)

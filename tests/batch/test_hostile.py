@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import PATIENCE, wait_until
+from conftest import PATIENCE
 from junitparser import JUnitXml
 
 from overlayrun.batch import journal
@@ -56,9 +57,9 @@ def test_links_that_a_task_made_are_not_followed_by_its_report(repo: UserRepo) -
     (prey / "bashrc").write_text("mine")
     links = f"ln -s {prey}/bashrc out/tasks/a/1/stdout.log; ln -s {prey} els"
     script = f"mkdir -p out/tasks/a/1; {links}; echo evil"
-    repo.write("t.yaml", json.dumps([{"id": "a", "command": script}]))
     done = repo.overlayrun(
-        *("batch", "t.yaml", "--merge", "--yes-exec", "--report", "out", "--junit", "els/junit.xml")
+        *("batch", "-", "--merge", "--yes-exec", "--report", "out", "--junit", "els/junit.xml"),
+        data=json.dumps([{"id": "a", "command": script}]),
     )
     assert (repo.root / "out/tasks/a/1/stdout.log").read_text() == "evil\n", str(done)
     assert (prey / "bashrc").read_text() == "mine"
@@ -122,6 +123,12 @@ def test_places_that_take_no_report_are_refused_before_anything_runs(repo: UserR
     with pytest.raises(UsageError):
         expect_place(state, state)
     expect_place(f"{state}-beside", state)
+
+
+def test_files_without_end_are_not_read_to_it(repo: UserRepo) -> None:
+    for words, said in ((["/dev/zero"], "64 MiB"), (["-P", "/dev/zero", "--", "true"], "1 MiB")):
+        done = repo.overlayrun("batch", *words)
+        assert (done.code, said in done.err) == (2, True), str(done)
 
 
 def test_branches_that_others_have_are_found_before_anything_runs(repo: UserRepo) -> None:
@@ -189,6 +196,15 @@ def test_a_batch_outlives_whoever_reads_its_lines(repo: UserRepo) -> None:
         for stdout, redirection in ((pipe.fileno(), ""), (full.fileno(), ""), (None, ">&-")):
             code = _end_without_reader(repo, stdout, redirection)
             assert (code, _summary(_reports(repo), 0)["succeeded"]) == (0, 1)
+    script = 'exec "$@" <&-'
+    closed = subprocess.run(
+        ["sh", "-c", script, "sh", *repo.command("batch", "-")],
+        cwd=repo.root,
+        env=repo.env,
+        capture_output=True,
+        check=False,
+    )
+    assert (closed.returncode, b"no tasks" in closed.stderr) == (2, True), closed.stderr
 
 
 def test_a_terminal_that_hangs_up_ends_a_batch_in_good_order(repo: UserRepo) -> None:
@@ -205,11 +221,35 @@ def test_a_terminal_that_hangs_up_ends_a_batch_in_good_order(repo: UserRepo) -> 
     )
     os.close(slave)
     outputs = "batches/*/report/tasks/a/1/output.raw"
-    wait_until(lambda: any("ready" in path.read_text() for path in repo.state.glob(outputs)), "it runs")
+    while not any("ready" in path.read_text() for path in repo.state.glob(outputs)):
+        assert process.poll() is None
+        time.sleep(0.02)
     os.close(master)
     assert process.wait(PATIENCE) == 130
     (task,) = _summary(_reports(repo), 130)["tasks"]
     assert (task["outcome"], repo.show(task["branch"], "x")) == ("cancelled", "x\n")
+
+
+def test_what_ends_a_merge_leaves_reports(repo: UserRepo) -> None:
+    repo.commit("base", **{"overlayrun.toml": '[reconcile]\ncheck = "sleep 600"\n'})
+    repo.write("t.yaml", '[{id: a, command: "echo x > x"}]')
+    words = ("batch", "t.yaml", "--merge", "--report", "out")
+    with repo.started(*words) as running:
+        running.expect("checking batch/")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.end() == 130
+    summary = _summary(repo.root / "out", 130)
+    assert (summary["why"], summary["counts"]["ok"]) == ("interrupted while it was merged", 1)
+
+    repo.git("worktree", "add", "-q", str(repo.home / "other"))
+    elsewhere = repo.at(repo.home / "other").overlayrun("batch", "--resume", "latest")
+    assert (elsewhere.code, "another working tree" in elsewhere.err) == (2, True)
+
+    repo.write("overlayrun.toml", "[nonsense]\n")
+    before = os.listdir(repo.state / "batches")
+    done = repo.overlayrun(*words)
+    assert (done.code, "nonsense" in done.err) == (2, True), str(done)
+    assert os.listdir(repo.state / "batches") == before
 
 
 def test_a_run_that_goes_on_is_left_as_it_was_planned(repo: UserRepo) -> None:

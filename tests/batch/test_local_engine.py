@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from overlayrun.batch.engines.lookout import Entrusted
 from overlayrun.batch.task import Attempt, Task
 
 if TYPE_CHECKING:
@@ -382,3 +386,59 @@ def test_all_dies_with_the_process_that_submitted_it(
     started.kill()
     started.wait()
     until(lambda: not repo.marked(), "the end of what ran")
+
+
+@pytest.fixture(scope="module")
+def watched(shared_repo: UserRepo) -> Story:
+    """Attempts that take more of the disk than they may: looked after by one process, and after its death."""
+    base = shared_repo.git("rev-parse", "HEAD")
+    fill = "mkdir hidden; head -c 30M /dev/urandom > hidden/f; chmod 0 hidden; sleep 60"
+    script = f"""
+through([{attempt(base, "greedy", fill, disk=4 << 20)!r}])
+orphan = submit({attempt(base, "orphan", f"echo up; sleep 2; {fill}", disk=4 << 20)!r})
+until("Started", orphan)
+until_it_prints(orphan)
+time.sleep(0.5)  # now it is entrusted
+nursery = engine._nursery._pid
+lookout = int(open(f"/proc/{{nursery}}/task/{{nursery}}/children").read())
+os.kill(lookout, signal.SIGKILL)
+late = submit({attempt(base, "late-comer", fill, disk=4 << 20)!r})
+until("Ended", orphan)
+until("Ended", late)
+engine.close()
+"""
+    return played(shared_repo, script)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("greedy", ""),
+        ("orphan", "the batch's watchdog is lost: this run has one of its own"),
+        ("late-comer", "this run has a watchdog of its own: Broken pipe"),
+    ],
+)
+def test_one_watchdog_ends_what_is_over_its_limit_and_its_death_is_noticed(
+    watched: Story, name: str, told: str
+) -> None:
+    found = watched.result(name)
+    assert found["status"] == 137
+    assert "its changes take more than 4M of disk (--disk)" in found["detail"]
+    log = watched.file(name, "overlayrun.log")
+    assert told in log
+    assert ("watchdog" in log) == bool(told)
+
+
+def test_a_watchdog_that_is_stuck_is_as_good_as_none() -> None:
+    pulse = mmap.mmap(-1, 8)
+    reports, said = os.pipe()
+    os.set_blocking(reports, False)
+    run = Entrusted(reports, pulse)
+    for age, lost in ((0, False), (60, True)):
+        pulse[:] = struct.pack("=d", time.monotonic() - age)
+        assert run.is_lost() is lost
+    os.write(said, b"ended: so it is")
+    os.close(said)
+    pulse[:] = struct.pack("=d", time.monotonic())
+    assert not run.is_lost()
+    assert run.end() == "ended: so it is"

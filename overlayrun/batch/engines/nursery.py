@@ -22,6 +22,7 @@ from functools import partial
 from typing import Final, NoReturn
 
 from overlayrun.batch.attempt import Reports, Shared, make_attempt
+from overlayrun.batch.engines.lookout import Lookout
 from overlayrun.batch.task import Attempt, AttemptKey
 from overlayrun.errors import HostError
 from overlayrun.kernel import abi, namespaces, syscalls
@@ -88,6 +89,9 @@ class Nursery:
         # A child that collected garbage would write to, and so copy, every page that it shares with us.
         gc.collect()
         gc.freeze()
+        if sys.version_info < (3, 13):
+            # What a child puts in there would take the place of names whose pages it shares with us.
+            sys._clear_type_cache()
         parent = os.getpid()
         # No signal of the terminal's is for it, and one for a child must wait until that is ready for it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -139,11 +143,12 @@ def _serve(shared: Shared, requests: socket.socket, parent: int, other: int) -> 
         signal.set_wakeup_fd(-1)
         for number in (*PASSED_ON, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
+        lookout = Lookout()
         while True:
             data, fds, _, _ = socket.recv_fds(requests, 1, 2, socket.MSG_CMSG_CLOEXEC)
             if not data:
                 break
-            requests.send(_ANSWER.pack(_fork(shared, fds, parent, requests.fileno())))
+            requests.send(_ANSWER.pack(_fork(shared, lookout, fds, parent, requests.fileno())))
             for fd in fds:
                 os.close(fd)
     finally:
@@ -151,18 +156,18 @@ def _serve(shared: Shared, requests: socket.socket, parent: int, other: int) -> 
         os._exit(0)
 
 
-def _fork(shared: Shared, fds: list[int], parent: int, other: int) -> int:
+def _fork(shared: Shared, lookout: Lookout, fds: list[int], parent: int, other: int) -> int:
     """A child of our parent's, to be buried by that; its process id."""
     try:
         pid = syscalls.clone(abi.CLONE_PARENT)
     except OSError:
         return _REFUSED
     if pid == 0:
-        _become(shared, fds, parent, [other])
+        _become(shared, lookout, fds, parent, [other])
     return pid
 
 
-def _become(shared: Shared, fds: list[int], parent: int, others: Iterable[int]) -> NoReturn:
+def _become(shared: Shared, lookout: Lookout, fds: list[int], parent: int, others: Iterable[int]) -> NoReturn:
     """In the child: it must not return into the caller's code. others: descriptors that are not its own."""
     status = 1
     orders, said = fds
@@ -175,21 +180,26 @@ def _become(shared: Shared, fds: list[int], parent: int, others: Iterable[int]) 
         with open(orders, "rb") as file:
             order = file.read()
         if order:
-            _obey(shared, Order.decode(order), said)
+            _obey(shared, lookout, Order.decode(order), said)
         status = 0
     finally:
         _tell_failure()
         os._exit(status)
 
 
-def _obey(shared: Shared, order: Order, said: int) -> None:
+def _obey(shared: Shared, lookout: Lookout, order: Order, said: int) -> None:
     """Make the attempt that an order tells of."""
     known = shared.repository.known
     assert known is not None
     known.new_branch = order.new_branch
     known.trees[order.attempt.base] = order.tree
     log = _take_streams(shared.place.attempt(order.attempt.key).overlayrun)
-    reports = Reports(partial(_write_line, log), partial(os.write, said, BEGUN), partial(_write_line, said))
+    reports = Reports(
+        tell=partial(_write_line, log),
+        begun=partial(os.write, said, BEGUN),
+        left=partial(_write_line, said),
+        entrust=lookout.entrust,
+    )
     make_attempt(shared, order.attempt, reports)
 
 

@@ -84,4 +84,9 @@ def _is_loose(name: str, sign: str, value: str) -> bool:
 def _is_secret(name: str) -> bool:
     """Whether a value of this name is one: what the sandbox withholds, and the model's keys too."""
     upper = name.upper()
-    return is_withheld(name) or is_withheld(f"_{upper}") or upper.endswith(("API_KEY", "APIKEY"))
+    is_ours = upper.startswith("OVERLAYRUN_")  # such name a branch or a path, and are withheld all the same
+    return (
+        (is_withheld(name) and not is_ours)
+        or is_withheld(f"_{upper}")
+        or upper.endswith(("API_KEY", "APIKEY"))
+    )

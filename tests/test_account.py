@@ -46,6 +46,7 @@ SECRETS: dict[str, st.SearchStrategy[tuple[str, str]]] = {
     "any prefix": st.tuples(_word(1, 9, string.ascii_uppercase), _word(9)).map(
         lambda x: (f"{x[0]}_SECRET={x[1]}", f"={x[1]}")
     ),
+    "ours": _word(9).map(lambda x: (f"OVERLAYRUN_API_TOKEN={x}", x)),
     "bare name": _word(9).map(lambda x: (f"password={x}", x)),
     "quoted": _word(9).map(lambda x: (f'DB_PASSWORD="a {x} z"', f"a {x} z")),
     "json": _word(9).map(lambda x: (f'"client_secret": "{x}"', x)),
@@ -89,6 +90,7 @@ def test_plain_words_stay(text: str) -> None:
         "git clone ssh://git@example.org:22/x https://example.org:8080/a@b",
         "ratio=3, monkey=4, a key: value",
         "AKIA is a prefix, ghp_ too",
+        "OVERLAYRUN_BRANCH=batch/1123-fox/a OVERLAYRUN_TASK=a",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:

@@ -63,23 +63,25 @@ def end(
         copy_reports(place.reports, results.get("report"), results.get("junit"))
     if failed and not told.status:
         told = written(_FAILED)
+    commands: list[str] = []
+    with _noted(failed):
+        commands = tell_github(told, place.reports, os.environ, copy=results.get("report"))
     if as_json:
         say_json(summary_of(told, place.reports))
     else:
-        with _noted(failed):
-            _tell(told, published, place, results.get("report"))
+        _tell(told, published, commands, results.get("report") or place.reports)
     for err in failed:
         show_error(err)
     return told.status
 
 
-def _tell(report: BatchReport, published: Sequence[Published], place: BatchLayout, copy: str | None) -> None:
-    """The last lines. copy: of the reports. Raises HostError where GitHub's files can't be written."""
+def _tell(report: BatchReport, published: Sequence[Published], commands: Sequence[str], place: str) -> None:
+    """The last lines. commands: to GitHub's runner. place: of the reports."""
     for line in (*ended(report), *published_lines(published)):
         say_on(line)
-    for line in next_steps(report, copy or place.reports):
+    for line in next_steps(report, place):
         tell(line)
-    for line in tell_github(report, place.reports, os.environ):
+    for line in commands:
         say_on(line)
 
 

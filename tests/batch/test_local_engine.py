@@ -392,7 +392,7 @@ def test_all_dies_with_the_process_that_submitted_it(
 def watched(shared_repo: UserRepo) -> Story:
     """Attempts that take more of the disk than they may: looked after by one process, and after its death."""
     base = shared_repo.git("rev-parse", "HEAD")
-    fill = "mkdir hidden; head -c 30M /dev/urandom > hidden/f; chmod 0 hidden; sleep 60"
+    fill = "ls /proc/self/fd; mkdir hidden; head -c 30M /dev/urandom > hidden/f; chmod 0 hidden; sleep 60"
     script = f"""
 through([{attempt(base, "greedy", fill, disk=4 << 20)!r}])
 orphan = submit({attempt(base, "orphan", f"echo up; sleep 2; {fill}", disk=4 << 20)!r})
@@ -424,6 +424,7 @@ def test_one_watchdog_ends_what_is_over_its_limit_and_its_death_is_noticed(
     found = watched.result(name)
     assert found["status"] == 137
     assert "its changes take more than 4M of disk (--disk)" in found["detail"]
+    assert watched.file(name, "stdout.log").split()[-4:] == ["0", "1", "2", "3"]  # nothing of ours is lent
     log = watched.file(name, "overlayrun.log")
     assert told in log
     assert ("watchdog" in log) == bool(told)

@@ -110,27 +110,34 @@ class _Aside:
         self._answer = -1
 
     def __call__(self) -> Numbers | None:
-        if not self._pid:
-            self._start()
+        if not self._pid and not self._start():
+            return self._work()
         try:
             data = os.read(self._answer, 1 << 12)
         except BlockingIOError:
             return None
         self.stop()
-        if not data:
-            raise OSError(0, "it can't be measured")
-        return tuple(map(float, data.split()))
+        # Where the child failed, that here gives or raises what there is.
+        return tuple(map(float, data.split())) if data else self._work()
 
-    def _start(self) -> None:
-        self._answer, write = os.pipe()
-        os.set_blocking(self._answer, False)
+    def _start(self) -> bool:
+        """Start the child; false where none can be: a run may have as many processes as its user may."""
         parent = os.getpid()
         try:
+            self._answer, write = os.pipe()
+        except OSError:
+            return False
+        try:
             self._pid = syscalls.clone(0)
-            if self._pid == 0:
-                _work_aside(self._work, self._userns, write, parent)
-        finally:
+        except OSError:
+            os.close(self._answer)
             os.close(write)
+            return False
+        if self._pid == 0:
+            _work_aside(self._work, self._userns, write, parent)
+        os.close(write)
+        os.set_blocking(self._answer, False)
+        return True
 
     @property
     def is_busy(self) -> bool:

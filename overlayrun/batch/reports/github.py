@@ -47,17 +47,20 @@ def write_markdown(report: BatchReport, directory: str) -> None:
     write_whole(f"{directory}/summary.md", text.encode(), durable=True, mode=MODE)
 
 
-def tell_github(report: BatchReport, directory: str, environment: Mapping[str, str]) -> list[str]:
+def tell_github(
+    report: BatchReport, directory: str, environment: Mapping[str, str], *, copy: str | None = None
+) -> list[str]:
     """Append summary and outputs to the files that the environment names; lines to print on stdout.
 
-    Where it names none nothing happens. Raises HostError where one can't be written.
+    copy: of the directory, where a later step finds it. Where it names none nothing happens.
+    Raises HostError where one can't be written.
     """
     place = environment.get("GITHUB_STEP_SUMMARY")
     if place:
         _append(place, summary_markdown(report, directory, LIMIT - _size(place)))
     place = environment.get("GITHUB_OUTPUT")
     if place:
-        _append(place, outputs(report, directory))
+        _append(place, outputs(report, copy or directory))
     return workflow_commands(report) if environment.get("GITHUB_ACTIONS") == "true" else []
 
 

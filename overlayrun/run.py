@@ -161,6 +161,7 @@ class _Run:
             supervisor = Supervisor(live, self.options, self.place.sockets, take, self.tell, relay)
             supervisor.watched = self.connections.watched
             supervisor.entrust = self.witness.entrust
+            supervisor.is_untouched = self._is_untouched
             supervisor.answers = lambda: self._answers(supervisor)
             outcome = supervisor.run()
             self.connections.finish()
@@ -226,6 +227,12 @@ class _Run:
             return capture(self.layout, self.record, reason, words, live, force_large=force_large)
 
         return take
+
+    def _is_untouched(self) -> bool:
+        place = self.place
+        # A snapshot leaves its hashes: what it took may have been removed since.
+        seen = bool(self.guests) or os.path.exists(place.hashes)
+        return not seen and not is_touched(place.upper, place.git_upper)
 
     def _answers(self, supervisor: Supervisor) -> Answers:
         from overlayrun.guests import Guests

@@ -90,7 +90,7 @@ class Supervisor:
 
     take: takes a snapshot (reason, message, whether without limits), None where this run keeps none.
     entrust: who has the run looked after (its sandbox, its place) in place of a process of its own; OSError
-    where it can't be.
+    where it can't be. is_untouched: whether nothing has changed since the workspace was made.
     """
 
     def __init__(
@@ -120,6 +120,7 @@ class Supervisor:
         self.watched: dict[int, Callable[[], None]] = {}
         self.entrust: Entrust | None = None
         self.entrusted: Entrusted | None = None
+        self.is_untouched: Callable[[], bool] = lambda: False
         self.watcher: Watcher | None = None
         self.answers: Callable[[], Answers]
 
@@ -355,6 +356,9 @@ class Supervisor:
     def _snapshot_by_timer(self) -> None:
         assert self.take is not None
         began = time.monotonic()
+        if self.is_untouched():  # a snapshot of nothing costs megabytes of memory
+            self.next_snapshot = began + self.options.every
+            return
         try:
             if self.options.freeze:
                 self.live.freeze(frozen=True)

@@ -217,7 +217,7 @@ def _say_head(repository: Repository, options: RunOptions, planned: Planned, typ
     tell(heading(len(planned.tasks), planned.run, planned.base, planned.settings.jobs))
     changed = len(look(repository).changed) if options.dirty is DirtyPolicy.IGNORE else 0
     if changed:
-        tell(f"{count_text(changed, 'uncommitted change')} stay out (--dirty include takes them along)")
+        tell(f"{count_text(changed, 'uncommitted change')} left out (--dirty include takes it along)")
     tell(f"if it is stopped: overlayrun batch --resume {planned.run}")
 
 

@@ -81,7 +81,7 @@ def test_a_file_of_tasks(repo: UserRepo) -> None:
         "never": "skipped",
         "clash": "ok",
     }
-    assert any("1 uncommitted change stay" in line for line in done.ours)
+    assert any("1 uncommitted change left out" in line for line in done.ours)
     assert "oops" in (repo.root / "out/tasks/bad/1/stderr.log").read_text()
     assert repo.show("main", "a.txt") == repo.show("main", "c.txt") == "a\n"
     assert repo.show("main", "f.txt") == "base\nb\n"

@@ -229,10 +229,13 @@ class _Run:
         return take
 
     def _is_untouched(self) -> bool:
+        """Whether a snapshot would find nothing: not in the tree, and not in a branch opened beside it."""
+        return not self.guests and self._is_as_it_began()
+
+    def _is_as_it_began(self) -> bool:
         place = self.place
         # A snapshot leaves its hashes: what it took may have been removed since.
-        seen = bool(self.guests) or os.path.exists(place.hashes)
-        return not seen and not is_touched(place.upper, place.git_upper)
+        return not os.path.exists(place.hashes) and not is_touched(place.upper, place.git_upper)
 
     def _answers(self, supervisor: Supervisor) -> Answers:
         from overlayrun.guests import Guests
@@ -269,7 +272,7 @@ class _Run:
         record.last_run.blocked = self.connections.blocked
         for line in blocked_lines(self.connections.blocked):
             quiet(printable(line))
-        if not is_touched(self.place.upper, self.place.git_upper):
+        if self._is_as_it_began():
             self._end_run()
             started = outcome.missing is None and outcome.failure is None
             if record.throwaway or not (started or self.prepared.resumed):

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 Until = Callable[..., None]
 
 
+def test_what_an_interval_snapshot_took_and_the_command_removed_again_is_gone(
+    repo: UserRepo, until: Until
+) -> None:
+    with repo.started("-b", "b", "--every", "0.3", "--", "sh", "-c", "echo 1 >n; read a; rm n") as run:
+        until(lambda: "b" in repo.records() and "n" in repo.files("b"), "the snapshot")
+        run.type("")
+        assert run.end() == 0
+    assert repo.files("b") == repo.files("main")
+
+
 def test_interval_snapshots_while_it_runs(repo: UserRepo, until: Until) -> None:
     with repo.started(
         "-b", "b", "--every", "0.3", "--", "sh", "-c", "echo 1 >n; read a; echo 2 >n; read b"

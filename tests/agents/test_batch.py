@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import jsonschema
 import pytest
+from batch.chromium import browser
 from junitparser import JUnitXml
 
 from .project import Project
@@ -111,6 +112,12 @@ def test_the_batch_of_the_readme(shop: Project, model: ScriptedModel) -> None:
         "type-hints-search",
     ]
     _reports_are_sound(out, summary)
+    with browser(shop.home.parent) as page:
+        page.open(f"{(out / 'report.html').as_uri()}#task/rename-total")
+        page.expect("document.body.innerText.includes('5 of 8 tasks succeeded')")
+        page.expect("document.body.innerText.includes('grand_total')")  # the change of that task
+        assert page.errors == []
+        assert [url for url in page.requests if not url.startswith("file:")] == []
 
     # What landed is here, and nothing else of the user's moved.
     assert "-> int" in (shop.repo / "shop/cart.py").read_text()

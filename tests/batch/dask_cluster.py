@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from overlayrun.batch.address import Tls, parse_scheduler
+from overlayrun.batch.address import Tls
 from overlayrun.batch.attempt import Shared
 from overlayrun.batch.engines.api import Ended, Event, Lost
 from overlayrun.batch.engines.dask import DaskEngine, DaskSettings
@@ -25,21 +25,14 @@ from overlayrun.store.location import find_repository
 from overlayrun.workspace.layout import open_state
 
 _CONFIG = "[user]\n\tname = Worker\n\temail = worker@example.invalid\n[safe]\n\tdirectory = *\n"
-# What the command line will say with `overlayrun worker`.
-_WORKER = """
+# The command line, in another version than ours where a test says so.
+_OVERLAYRUN = """
 import os
-import sys
 from overlayrun.batch import parcel
-from overlayrun.batch.address import Tls
-from overlayrun.batch.calls import WorkerSettings
-from overlayrun.batch.worker import run_worker
+from overlayrun.launch import main
 if os.environ["TEST_VERSION"]:
     parcel.version = lambda: os.environ["TEST_VERSION"]
-scheduler, slots, cache, name, *tls = sys.argv[1:]
-settings = WorkerSettings(
-    scheduler=scheduler, slots=int(slots), cache=cache, name=name, tls=Tls(*tls) if tls else None
-)
-sys.exit(run_worker(settings, lambda line: print(line, file=sys.stderr, flush=True)))
+main()
 """
 
 
@@ -152,11 +145,26 @@ class DaskCluster:
         cache, home, log = self.place / name / "cache", self.place / name / "home", self.place / f"{name}.log"
         home.mkdir(parents=True, exist_ok=True)
         (home / ".gitconfig").write_text(_CONFIG)
-        tls = [] if self.tls is None else [self.tls.ca, self.tls.cert, self.tls.key]
-        scheduler = parse_scheduler(self.address, self.tls, insecure_tcp=False)
-        command = [sys.executable, "-c", _WORKER, scheduler, str(slots), str(cache), name, *tls]
+        words = [
+            "--scheduler",
+            self.address,
+            "--slots",
+            str(slots),
+            "--repo-cache",
+            str(cache),
+            "--name",
+            name,
+        ]
+        command = [sys.executable, "-P", "-c", _OVERLAYRUN, "worker", *words, *self.tls_options]
         process = self.spawn([*via, *command], log, {"HOME": str(home), "TEST_VERSION": version})
         return WorkerProcess(name, process, log, cache)
+
+    @property
+    def tls_options(self) -> list[str]:
+        """As the command line takes them."""
+        if self.tls is None:
+            return []
+        return ["--tls-ca", self.tls.ca, "--tls-cert", self.tls.cert, "--tls-key", self.tls.key]
 
     def spawn(
         self, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None

@@ -432,3 +432,29 @@ def test_who_has_no_certificate_is_not_let_in(
 
     with pytest.raises(HostError):
         DaskEngine(shared, settings, lambda _: None)
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_killed_coordinator_that_is_resumed_loses_no_task_and_lands_none_twice(
+    repo: UserRepo, remote: Path, cluster: DaskCluster
+) -> None:
+    """Through the command line, TLS and all."""
+    repo.commit("base")
+    repo.git("remote", "add", "origin", str(remote))
+    names = "abcdef"
+    lines = [json.dumps({"id": name, "command": f"echo {name} >{name}; sleep 1"}) for name in names]
+    repo.write("t.jsonl", "\n".join(lines))
+    engine_words = ["--engine", cluster.address.replace("tls://", "dask://"), *cluster.tls_options]
+    with repo.started("batch", "t.jsonl", "-j", "3", "--merge", *engine_words) as running:
+        running.expect("ok after")
+        wait_until(lambda: running.text().count(": started") > 3, "others run")
+        running.process.kill()
+        running.process.wait()
+
+    done = repo.overlayrun("batch", "--resume", "latest", "--report", str(repo.home / "out"))
+    assert done.code == 0, str(done)
+    summary = json.loads((repo.home / "out/summary.json").read_text())
+    assert {task["id"]: task["landing"] for task in summary["tasks"]} == dict.fromkeys(names, "landed")
+    assert [repo.show("main", name) for name in names] == [f"{name}\n" for name in names]
+    landed = repo.git("log", "--format=%s", "main", "--", *names).splitlines()
+    assert len([line for line in landed if not line.startswith("Merge")]) == len(names)

@@ -52,10 +52,13 @@ def _is_for_another(item: pytest.Item) -> bool:
     """Whether this user leaves a test to the other; each is run by one of them at least."""
     if item.get_closest_marker("root"):
         return os.geteuid() != 0
-    if os.environ.get("CI") != "true" or not item.get_closest_marker("shared"):
+    shared = item.get_closest_marker("shared")
+    if os.environ.get("CI") != "true" or shared is None:
         return False
-    # By its name, which is the same for both, whatever else either of them collects.
-    is_mine = zlib.crc32(item.nodeid.encode()) % 2 == SHARE
+    # By its name, which is the same for both, whatever else either of them collects; a file whose tests stand on
+    # one thing that takes long to make is not divided.
+    name = item.nodeid.partition("::")[0] if shared.kwargs.get("by") == "file" else item.nodeid
+    is_mine = zlib.crc32(name.encode()) % 2 == SHARE
     return not is_mine and not item.get_closest_marker("by_both")
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from conftest import UserRepo
+
+pytestmark = pytest.mark.shared  # what comes home
 
 
 def test_a_merge_fast_forwards_the_checked_out_target_with_its_files(repo: UserRepo) -> None:

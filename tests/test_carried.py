@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import Mounter, UserRepo
 
+pytestmark = pytest.mark.shared  # which ignored files come along
+
 SEVERAL: Final = 700  # files: enough for a layer of its own
 
 
@@ -61,6 +63,7 @@ def test_carry_none_brings_nothing(carrying: UserRepo) -> None:
     ]
 
 
+@pytest.mark.by_both
 def test_times_and_modes_come_along(carrying: UserRepo) -> None:
     os.utime(carrying.root / "node_modules/p3/f3.js", ns=(10**18, 1_234_567_890_123_456_789))
     os.utime(carrying.root / ".env", ns=(10**18, 1_234_567_890_000_000_001))
@@ -206,6 +209,7 @@ def test_an_ignored_repository_is_left_out_and_named(carrying: UserRepo) -> None
     assert "KEY=1" in done.out
 
 
+@pytest.mark.by_both
 def test_unreadable_files_are_named_and_stop_nothing(carrying: UserRepo) -> None:
     secret = carrying.write("node_modules/p5/closed", "c", 0)
     carrying.write("build/closed", "c", 0)

@@ -11,6 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # which changes come along
+
 # Done in the user's own tree; the commits that some need come first.
 EDITS: Final = {
     "modified": "echo more >>README",
@@ -194,6 +196,7 @@ def test_untracked_special_files_stop_nothing(repo: UserRepo, kind: str) -> None
     assert repo.show("b", "other") == "x\n"
 
 
+@pytest.mark.by_both
 def test_an_unreadable_uncommitted_file_is_said(repo: UserRepo) -> None:
     path = repo.write("closed", "c", 0)
     before = repo.picture()

@@ -14,6 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # paths that have moved
+
 ODD = (
     b"a:b",
     b"a,b",

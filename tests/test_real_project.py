@@ -13,6 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what another project's tests say
+
 PROJECT: Final = "click==8.1.7"  # pure Python, 600 quick tests, which need pytest alone
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what a snapshot brings back
+
 
 @pytest.fixture
 def grown(repo: UserRepo) -> UserRepo:

@@ -20,6 +20,8 @@ from overlayrun.model import SnapshotReason
 from overlayrun.store import hashes
 from overlayrun.store.pack import LOOSE_LIMIT
 
+pytestmark = pytest.mark.shared  # how objects lie in git's store
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:

@@ -36,6 +36,8 @@ from .dask_cluster import (
     wait_for_hosts,
 )
 
+pytestmark = pytest.mark.shared(by="file")  # what coordinator and workers say to each other
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:

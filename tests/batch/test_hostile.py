@@ -27,6 +27,8 @@ from overlayrun.workspace.layout import open_state
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what is told of hostile work
+
 
 def _reports(repo: UserRepo) -> Path:
     """Reports of the newest run."""
@@ -107,6 +109,7 @@ def test_logs_that_could_not_be_masked_stay_at_home(repo: UserRepo, tmp_path: Pa
     assert os.listdir(tmp_path / "out/tasks/a") == []
 
 
+@pytest.mark.by_both
 def test_places_that_take_no_report_are_refused_before_anything_runs(repo: UserRepo) -> None:
     repo.commit("base")
     repo.write("file", "")

@@ -20,6 +20,8 @@ from overlayrun.batch.task import Outcome, Task
 
 from .chromium import PROGRAM, Browser, browser
 
+pytestmark = pytest.mark.shared(by="file")  # a page
+
 START: Final = 1_795_417_200.0
 BASE: Final = "b" * 40
 FILES: Final = {name: f"{name}.log" for name in ("stdout", "stderr", "check", "judge", "overlayrun")} | {

@@ -14,6 +14,8 @@ from overlayrun.reconcile.settings import ExecPolicy, Settings
 from overlayrun.store.location import find_repository
 from overlayrun.workspace.layout import open_state
 
+pytestmark = pytest.mark.shared  # what lands, and the words about it
+
 CHECK: Final = "test ! -e bad"
 
 

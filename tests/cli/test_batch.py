@@ -15,6 +15,8 @@ from junitparser import JUnitXml
 if TYPE_CHECKING:
     from conftest import Done, UserRepo
 
+pytestmark = pytest.mark.shared  # what is typed and told
+
 TASKS = """\
 defaults:
   timeout: 60s

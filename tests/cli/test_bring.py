@@ -10,6 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what comes home, and what is asked before
+
 
 @pytest.fixture
 def clash(repo: UserRepo) -> UserRepo:

@@ -17,6 +17,8 @@ from junitparser import JUnitXml
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what is typed and told
+
 README: Final = Path(__file__).parents[2] / "README.md"
 TASKS: Final = "".join(f"- {{id: task-{n}, command: 'echo {n} >{n}.txt'}}\n" for n in range(6))
 TASKS_OF_FORKS: Final = {"repository": {"id": 1}, "pull_request": {"head": {"repo": {"id": 2}}}}

@@ -10,6 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what a fork holds
+
 _STATE = "git log --format=%s; git status --short; cat src/app.py; ls"
 
 

@@ -11,6 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what is asked before work goes
+
 
 def _refused(repo: UserRepo, *words: str) -> list[str]:
     """Details of a refused `rm`; nothing was removed."""

@@ -16,6 +16,8 @@ from overlayrun.model import BranchName, CommitId
 from overlayrun.reconcile.deliver import Held, deliver
 from overlayrun.workspace.layout import open_state
 
+pytestmark = pytest.mark.shared  # which files of the user's move
+
 MAIN: Final = BranchName("main")
 START: Final = {
     "a.py": "one\n",

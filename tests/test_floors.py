@@ -33,7 +33,15 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
         ("layers.names", "layers.marks", "layers.wire", "layers.upper", "layers.walk"),
         (
             *("store.git", "store.settings", "store.refs", "store.location", "store.commits", "store.trees"),
-            *("store.repo", "store.hashes", "store.pack", "store.importer", "store.lfs", "store.convert"),
+            *(
+                "store.repo",
+                "store.hashes",
+                "store.pack",
+                "store.quarantine",
+                "store.importer",
+                "store.lfs",
+                "store.convert",
+            ),
             *("store.ignore", "store.rule_tree", "store.merger", "store.landings", "store.compare"),
         ),
     ),
@@ -136,7 +144,6 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
             *("batch.needs", "batch.making", "batch.tasks"),
             # What one attempt does.
             *(
-                "batch.quarantine",
                 "batch.bundles",
                 "batch.transcript",
                 "batch.classify",

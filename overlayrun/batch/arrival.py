@@ -10,11 +10,11 @@ import tempfile
 
 from overlayrun.batch.bundles import take_bundle
 from overlayrun.batch.mirror import check_remote, network_environment
-from overlayrun.batch.quarantine import quarantined
 from overlayrun.batch.task import Attempt
 from overlayrun.errors import StoreError
 from overlayrun.model import CommitId
 from overlayrun.store.git import git
+from overlayrun.store.quarantine import quarantined
 from overlayrun.store.refs import RefUpdate
 from overlayrun.store.repo import Repo
 

@@ -17,7 +17,7 @@ from overlayrun.batch.classify import End, Facts, classify
 from overlayrun.batch.layout import BatchLayout
 from overlayrun.batch.leavings import free_branch, keep, keep_left
 from overlayrun.batch.result import CheckResult, Result
-from overlayrun.batch.run_options import options_of
+from overlayrun.batch.run_options import let_in, options_of
 from overlayrun.batch.task import Attempt, Outcome
 from overlayrun.batch.transcript import Transcript, read_transcript
 from overlayrun.errors import HostError, OverlayrunError
@@ -274,7 +274,7 @@ class _Attempting:
         """Write the attempt's folder, the result last."""
         course, attempt = self.course, self.attempt
         outcome, detail = course.verdict()
-        secrets = secret_values(os.environ, _let_in(self.options))
+        secrets = secret_values(os.environ, let_in(self.options.env))
         course.notes += write_artifacts(self.place, course.transcript, secrets, course.made)
         files, insertions, deletions = course.size
         said = course.transcript
@@ -314,12 +314,6 @@ class _Attempting:
             if line:
                 self.tell(line)
         return f"{err.brief}; {err.hint}" if err.hint else err.brief
-
-
-def _let_in(options: RunOptions) -> dict[str, str]:
-    """Variables that a run's `--env` lets in: with their values."""
-    named = (one.partition("=") for one in options.env)
-    return {name: value if given else os.environ.get(name, "") for name, given, value in named}
 
 
 def _judged(log: str) -> str:

@@ -12,9 +12,9 @@ import stat
 from contextlib import suppress
 from typing import BinaryIO, Final
 
-from overlayrun.batch.quarantine import quarantined
 from overlayrun.errors import StoreError
 from overlayrun.store.git import GitFailed, git
+from overlayrun.store.quarantine import quarantined
 from overlayrun.store.repo import Repo
 
 LARGEST: Final = 256 << 20
@@ -24,7 +24,6 @@ _LONGEST_LINE: Final = 4096
 _MOST_LINES: Final = 1000
 _REF: Final = re.compile(rb"([0-9a-f]{40}) [^\n]+\n")
 _PREREQUISITE: Final = re.compile(rb"-[0-9a-f]{40}(?: [^\n]*)?\n")
-_NO_OBJECTS: Final = b"\0\0\0\0"
 
 
 def write_bundle(path: str, git_dir: str, base: str, ref: str) -> None:
@@ -49,11 +48,9 @@ def take_bundle(repo: Repo, path: str, tip: str, base: str, *, limit: int = LARG
     to keep by a ref; where anything is not as it should be, nothing of it is. Raises StoreError.
     """
     pack = _read_pack(path, tip, limit)
-    checks = ["--strict", "--fsck-objects", "--stdin", "--fix-thin", f"--max-input-size={limit}"]
     with quarantined(repo) as quarantine:
         try:
-            if pack[8:12] != _NO_OBJECTS:
-                git(["index-pack", *checks], git_dir=repo.git_dir, input=pack, env=quarantine.environment)
+            quarantine.take_pack(pack, limit)
         except GitFailed as err:
             raise StoreError("what the bundle holds is not sound", details=err.details) from err
         quarantine.accept(tip, base)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -48,6 +49,12 @@ def options_of(base: RunOptions, attempt: Attempt) -> RunOptions:
     own_variables = [f"{name}={value}" for name, value in variables.items()]
     given["env"] = [*base.env, *task.options.get("env", ()), *own_variables]
     return RunOptions(**{**given, "branch": task.branch, "base": attempt.base})
+
+
+def let_in(env: Sequence[str]) -> dict[str, str]:
+    """Variables that `--env` lets in (`RunOptions.env`), with their values."""
+    named = (one.partition("=") for one in env)
+    return {name: value if given else os.environ.get(name, "") for name, given, value in named}
 
 
 def options_to_json(options: RunOptions) -> dict[str, Any]:

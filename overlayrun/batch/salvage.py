@@ -13,6 +13,7 @@ from overlayrun.batch.artifacts import Made, mask, secret_values, write_artifact
 from overlayrun.batch.layout import BatchLayout
 from overlayrun.batch.leavings import keep_left
 from overlayrun.batch.result import Result
+from overlayrun.batch.run_options import let_in
 from overlayrun.batch.task import Attempt, Outcome
 from overlayrun.batch.transcript import read_transcript
 from overlayrun.errors import OverlayrunError, WorkspaceBusy
@@ -119,6 +120,4 @@ class Salvor:
         write_artifacts(files, said, self._secrets(attempt), made)
 
     def _secrets(self, attempt: Attempt) -> tuple[str, ...]:
-        named = (one.partition("=") for one in self._variables)
-        let_in = {name: value if given else os.environ.get(name, "") for name, given, value in named}
-        return secret_values(os.environ, {**let_in, **attempt.task.env})
+        return secret_values(os.environ, {**let_in(self._variables), **attempt.task.env})

@@ -53,11 +53,6 @@ def definitions() -> Mapping[str, Any]:
     return json.loads(SCHEMA.read_text(encoding="utf-8"))["$defs"]  # type: ignore[no-any-return]  # our own file
 
 
-def known_fields(kind: str = "task") -> frozenset[str]:
-    """Names that a task, or the defaults, can have."""
-    return frozenset(definitions()[kind]["properties"])
-
-
 @cache
 def _validator(kind: str) -> Any:
     # `$` is the very end in a schema (ECMA 262); in Python it stands before a last newline too.

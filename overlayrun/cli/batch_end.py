@@ -18,7 +18,7 @@ from overlayrun.batch.reports.files import copy_reports, write_reports
 from overlayrun.batch.reports.github import tell_github
 from overlayrun.batch.reports.summary import summary_of
 from overlayrun.batch.result import BatchReport
-from overlayrun.batch.run_options import options_from_json
+from overlayrun.batch.run_options import let_in, options_from_json
 from overlayrun.cli.batch_lines import ended, next_steps, say_on, unbroken
 from overlayrun.cli.batch_publish import publish_run, published_lines, published_status
 from overlayrun.cli.carrying import has_someone, is_wanted
@@ -27,7 +27,6 @@ from overlayrun.cli.reconcile import Report
 from overlayrun.cli.render import say_json
 from overlayrun.cli.telling import show_error, tell
 from overlayrun.errors import OverlayrunError
-from overlayrun.model import RunOptions
 from overlayrun.reconcile.settings import ExecPolicy, Settings, read_settings
 
 _CANCELLED: Final = 130  # as a shell shows SIGINT
@@ -45,7 +44,8 @@ def end(
     failed: list[OverlayrunError] = []
     with _noted(failed):
         report = _landed(opened, report, results, quiet=quiet or as_json)
-    secrets = _secrets(options_from_json(planned.given["options"]))
+    variables = let_in(options_from_json(planned.given["options"]).env)
+    secrets = secret_values(os.environ, variables)
 
     def written(status: int) -> BatchReport:
         told = replace(report, status=report.status or status)
@@ -58,7 +58,9 @@ def end(
     if results.get("publish") and told.status != _CANCELLED:
         with _noted(failed):
             published = publish_run(opened, report, results)
-        told = written(published_status(published) or _FAILED * bool(failed))
+        status = report.status or published_status(published) or _FAILED * bool(failed)
+        if failed or status != told.status:  # else every report stands as it would be written again
+            told = written(status)
     with _noted(failed):
         copy_reports(place.reports, results.get("report"), results.get("junit"))
     if failed and not told.status:
@@ -83,10 +85,6 @@ def _tell(report: BatchReport, published: Sequence[Published], commands: Sequenc
         tell(line)
     for line in commands:
         say_on(line)
-
-
-def _secrets(options: RunOptions) -> tuple[str, ...]:
-    return secret_values(os.environ, dict(text.split("=", 1) for text in options.env if "=" in text))
 
 
 def _landed(opened: Opened, report: BatchReport, results: Mapping[str, Any], *, quiet: bool) -> BatchReport:

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import struct
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -19,7 +16,7 @@ from typing import Final
 from overlayrun.errors import StoreError
 from overlayrun.model import CommitId
 from overlayrun.store.git import git
-from overlayrun.store.pack import flush
+from overlayrun.store.quarantine import Quarantine, quarantined
 from overlayrun.store.repo import Repo
 
 RunInside = Callable[[Sequence[str], bytes], tuple[int, bytes]]
@@ -78,10 +75,10 @@ def import_head(
         return Imported(None if head == base else known)
     try:
         pack = _pack_inside(run_inside, head, [commit for commit in (base, known) if commit])
-        with _quarantine(repo) as quarantine:
-            _take_in(repo, pack, quarantine)
-            _check(repo, quarantine, head, base, carried)
-            _move_in(repo, quarantine)
+        with quarantined(repo) as quarantine:
+            quarantine.take_pack(pack, LARGEST_PACK)
+            _check(quarantine, head, base, carried)
+            quarantine.move_in()
         repo.commit(head)
     except (Refused, StoreError) as err:
         return Imported(known, f"the agent's own commits were not taken over: {_words(err)}")
@@ -168,48 +165,17 @@ def _pack_inside(run_inside: RunInside, head: CommitId, have: Sequence[CommitId]
     return pack
 
 
-@contextmanager
-def _quarantine(repo: Repo) -> Iterator[str]:
-    # The name is one that `git prune` clears away after a crash.
-    path = tempfile.mkdtemp(prefix="tmp_objdir-overlayrun-", dir=repo.objects)
-    try:
-        os.mkdir(f"{path}/pack")
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _environment(repo: Repo, quarantine: str) -> dict[str, str]:
-    return {
-        "GIT_OBJECT_DIRECTORY": quarantine,
-        # A list with colons, unless an item is quoted as in C.
-        "GIT_ALTERNATE_OBJECT_DIRECTORIES": '"{}"'.format(
-            repo.objects.replace("\\", "\\\\").replace('"', '\\"')
-        ),
-        "GIT_GRAFT_FILE": "/dev/null",
-    }
-
-
-def _take_in(repo: Repo, pack: bytes, quarantine: str) -> None:
-    if struct.unpack(">I", pack[8:12])[0] == 0:
-        return
-    checks = ["--strict", "--fsck-objects", "--stdin", "--fix-thin", f"--max-input-size={LARGEST_PACK}"]
-    git(["index-pack", *checks], git_dir=repo.git_dir, input=pack, env=_environment(repo, quarantine))
-
-
-def _check(
-    repo: Repo, quarantine: str, head: CommitId, base: CommitId | None, carried: Collection[bytes]
-) -> None:
+def _check(quarantine: Quarantine, head: CommitId, base: CommitId | None, carried: Collection[bytes]) -> None:
     """All reachable is there, no commit adds gitlinks or carried files. Raises Refused, StoreError."""
-    environment = _environment(repo, quarantine)
+    git_dir, environment = quarantine.repo.git_dir, quarantine.environment
     span = f"{head}\n^{base}\n" if base else f"{head}\n"
     git(
         ["rev-list", "--objects", "--quiet", "--stdin"],
-        git_dir=repo.git_dir,
+        git_dir=git_dir,
         input=span.encode(),
         env=environment,
     )
-    commits = git(["rev-list", "--stdin"], git_dir=repo.git_dir, input=span.encode(), env=environment)
+    commits = git(["rev-list", "--stdin"], git_dir=git_dir, input=span.encode(), env=environment)
     options = [
         "-r",
         "-c",  # of a merge, what no parent has: what comes from the base may be anything
@@ -220,9 +186,9 @@ def _check(
         "--no-renames",
         "--ignore-submodules=none",
     ]
-    listed = git(
-        ["diff-tree", "--stdin", *options], git_dir=repo.git_dir, input=commits, env=environment
-    ).split(b"\0")
+    listed = git(["diff-tree", "--stdin", *options], git_dir=git_dir, input=commits, env=environment).split(
+        b"\0"
+    )
     for change, path in zip(listed[::2], listed[1::2], strict=False):
         mode = _CHANGE.fullmatch(change)
         if mode is None or mode[1] == b"000000":
@@ -231,12 +197,3 @@ def _check(
             raise Refused(f"they hold a nested repository: {os.fsdecode(path)!a}")
         if any(path == one or path.startswith(one + b"/") for one in carried):
             raise Refused(f"they hold an ignored file of yours: {os.fsdecode(path)!a}")
-
-
-def _move_in(repo: Repo, quarantine: str) -> None:
-    """Move packs into the store, the index of each last: git looks for packs by their index."""
-    names = sorted(os.listdir(f"{quarantine}/pack"), key=lambda name: name.endswith(".idx"))
-    for name in names:
-        os.rename(f"{quarantine}/pack/{name}", f"{repo.objects}/pack/{name}")
-    if names:
-        flush(f"{repo.objects}/pack")

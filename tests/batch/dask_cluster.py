@@ -239,6 +239,15 @@ def wait_for_hosts(made: DaskEngine, count: int) -> None:
         made.poll(0.1)
 
 
+def submit_to(made: DaskEngine, what: Attempt, host: str) -> None:
+    """Submit an attempt to a worker once that one is there, whatever others are."""
+    end = time.monotonic() + 60
+    while host not in {each.name for each in made.hosts()}:
+        assert time.monotonic() < end, f"only {made.hosts()}"
+        made.poll(0.1)
+    made.submit(what, host)
+
+
 def task(name: str, script: str, run: str, **more: Any) -> Task:
     """A task that is a shell script."""
     return Task(id=name, command=("sh", "-c", script), branch=f"batch/{run}/{name}", group=name, **more)

@@ -32,6 +32,7 @@ from .dask_cluster import (
     make_certificates,
     make_remote,
     share,
+    submit_to,
     task,
     wait_for_hosts,
 )
@@ -235,7 +236,7 @@ def test_a_killed_worker_is_noticed_and_its_attempt_runs_elsewhere(
     )
     again = replace(once, number=2)
     with engine(cluster, shared, remote, hosts=3) as made:
-        made.submit(once, spare.name)
+        submit_to(made, once, spare.name)
         until_started(made, 1)
         wait_until(lambda: mine(repo, spare), "the agent runs")
 
@@ -261,7 +262,7 @@ def test_what_runs_on_a_worker_that_dies_alone_is_ended_and_kept_there(
     script = f"echo half >new; {repo.sleeper()}"
     one = attempt(shared, task("t", script, shared.place.run), repo.git("rev-parse", "HEAD"))
     with engine(cluster, shared, remote, hosts=3) as made:
-        made.submit(one, spare.name)
+        submit_to(made, one, spare.name)
         until_started(made, 1)
         wait_until(lambda: mine(repo, spare), "the agent runs")
         spare.process.kill()
@@ -283,7 +284,7 @@ def test_a_late_result_of_a_worker_that_was_given_up_lands_nowhere(
     first = attempt(shared, task("t", script, shared.place.run), repo.git("rev-parse", "HEAD"))
     second = replace(first, number=2)
     with engine(cluster, shared, remote, hosts=3, lost_after=2.0) as made:
-        made.submit(first, spare.name)
+        submit_to(made, first, spare.name)
         until_started(made, 1)
         os.kill(spare.process.pid, signal.SIGSTOP)
         (lost,) = last_events(made, [first.key]).values()
@@ -362,7 +363,7 @@ def test_a_worker_that_is_told_to_stop_ends_its_agents_and_pushes_their_work(
         repo.git("rev-parse", "HEAD"),
     )
     with engine(cluster, shared, remote, hosts=3) as made:
-        made.submit(one, spare.name)
+        submit_to(made, one, spare.name)
         until_started(made, 1)
         wait_until(lambda: mine(repo, spare), "the agent runs")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from overlayrun.batch.documents import read_documents
-from overlayrun.batch.schema import SCHEMA, definitions, faults, known_fields, problems
+from overlayrun.batch.schema import SCHEMA, definitions, faults, problems
 from overlayrun.batch.task import Outcome
 from overlayrun.cli.options import RUN_OPTIONS
 from overlayrun.model import AgentState, CarryPolicy, DirtyPolicy, HomePolicy
@@ -59,6 +59,11 @@ line 15: tasks[2].resources.memory: '0' is no size such as 512M or 2G
 """
 
 
+def _known_fields(kind: str = "task") -> set[str]:
+    """Names that a task, or the defaults, can have."""
+    return set(definitions()[kind]["properties"])
+
+
 def told(text: str, name: str = "t.yaml") -> list[str]:
     return [str(problem) for problem in problems(read_documents(name, text.encode()))]
 
@@ -95,7 +100,7 @@ def test_the_schema_is_one_and_its_examples_follow_it() -> None:
     schema = json.loads(SCHEMA.read_text())
     Draft202012Validator.check_schema(schema)
     assert schema["$id"]
-    for name in (*known_fields(), "size"):
+    for name in (*_known_fields(), "size"):
         part = definitions()[name]
         assert part["title"], name
         assert part["description"], name
@@ -104,8 +109,8 @@ def test_the_schema_is_one_and_its_examples_follow_it() -> None:
 
 
 def test_defaults_take_what_tasks_take_but_for_what_is_a_tasks_own() -> None:
-    assert known_fields() - known_fields("defaults") == {"id", "needs"}
-    assert known_fields("defaults") < known_fields()
+    assert _known_fields() - _known_fields("defaults") == {"id", "needs"}
+    assert _known_fields("defaults") < _known_fields()
 
 
 def test_run_options_of_the_schema_are_those_of_the_command_line() -> None:
@@ -115,9 +120,9 @@ def test_run_options_of_the_schema_are_those_of_the_command_line() -> None:
         *("judge", "count", "matrix", "attempts", "retry_on", "accept", "priority", "needs", "provider"),
         *("budget", "resources"),
     }
-    assert known_fields() - of_tasks <= options
+    assert _known_fields() - of_tasks <= options
     left_out = {"rm", "keep", "apply", "message", "quiet", "memory", "disk", "cpus", "pids"}
-    assert options - known_fields() == left_out
+    assert options - _known_fields() == left_out
 
 
 @pytest.mark.parametrize(

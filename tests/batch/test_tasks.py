@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from overlayrun.batch.documents import read_documents
 from overlayrun.batch.foreach import tracked_files
-from overlayrun.batch.schema import definitions, faults, known_fields
+from overlayrun.batch.schema import definitions, faults
 from overlayrun.batch.task import ACCEPTED, RETRIED, Outcome, Task
 from overlayrun.batch.tasks import Given, PlanRow, expand, plan_rows, rates, shard
 from overlayrun.errors import UsageError
@@ -481,7 +481,7 @@ def _sound(name: str) -> st.SearchStrategy[Any]:
 
 def _objects(kind: str, *, sound: bool) -> st.SearchStrategy[dict[str, Any]]:
     left_out = {"prompt_file", "verify"} if sound else set()
-    names = sorted(known_fields(kind) - left_out)
+    names = sorted(definitions()[kind]["properties"].keys() - left_out)
     often = ["command", "prompt"] + (["id", "needs", "matrix", "count"] if kind == "task" else [])
     some = st.lists(st.sampled_from([*names, *often * 10]), max_size=5, unique=True)
     value = _sound if sound else lambda name: _sound(name) | VALUES

@@ -1,4 +1,4 @@
-"""A place for objects that another machine sent, apart from the user's until they are found in order."""
+"""A place for objects that others made, apart from the user's until they are found in order."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from overlayrun.errors import StoreError
 from overlayrun.store.git import GitFailed, git
 from overlayrun.store.pack import flush
 from overlayrun.store.repo import Repo
+
+_NO_OBJECTS: Final = b"\0\0\0\0"  # a pack's count (gitformat-pack(5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,16 @@ class Quarantine:
     repo: Repo
     path: str
     environment: dict[str, str]
+
+    def take_pack(self, pack: bytes, limit: int) -> None:
+        """Put the objects of a pack here, each checked; `limit` in bytes. Raises GitFailed.
+
+        A thin pack is completed from the repository.
+        """
+        if pack[8:12] == _NO_OBJECTS:
+            return
+        checks = ["--strict", "--fsck-objects", "--stdin", "--fix-thin", f"--max-input-size={limit}"]
+        git(["index-pack", *checks], git_dir=self.repo.git_dir, input=pack, env=self.environment)
 
     def accept(self, tip: str, base: str) -> None:
         """Move what is here into the repository; no ref keeps it yet.
@@ -40,10 +53,13 @@ class Quarantine:
                 f"the commit {tip[:10]} is missing, not whole, or not made from {base[:10]}",
                 details=err.details,
             ) from err
-        self._move_in()
+        self.move_in()
 
-    def _move_in(self) -> None:
-        """Flushed, and the index of each pack last: git looks for packs by their index."""
+    def move_in(self) -> None:
+        """Move what is here into the repository, no ref keeps it yet.
+
+        Flushed, and the index of each pack last: git looks for packs by their index.
+        """
         names = sorted(os.listdir(f"{self.path}/pack"), key=lambda name: name.endswith(".idx"))
         os.makedirs(f"{self.repo.objects}/pack", exist_ok=True)
         for name in names:

@@ -30,8 +30,8 @@ Serve = Callable[[int, int, int], object]
 class Reader:
     """One reading process as a context manager; afterwards it is dead.
 
-    upper: path of the layer. seconds: for all its answers together, None for no end. The process that makes
-    it has one thread. Raises SnapshotError.
+    upper: path of the layer. seconds: for all its answers together, None for no end. Raises
+    SnapshotError.
     """
 
     def __init__(self, upper: str, seconds: float | None, work: Serve = serve) -> None:

@@ -158,11 +158,14 @@ def mount_setattr(
 
 
 def clone(flags: int) -> int:
-    """clone(2) as fork with namespaces: 0 in the child, else its pid. The caller has one thread only.
+    """clone(2) as fork with namespaces: 0 in the child, else its pid. With flags, the caller has one thread.
 
-    Unlike os.fork it makes the child pid 1 of a new pid namespace in one step; Python's own after-fork work
-    concerns threads, which there are none of.
+    Unlike os.fork it makes the child pid 1 of a new pid namespace in one step. What Python itself does around
+    a fork costs half a megabyte, and is needed beside other threads alone: one that holds the interpreter's
+    lock at that moment holds the child's copy of it for ever.
     """
+    if not flags and len(sys._current_frames()) > 1:  # threading knows only those that it started
+        return os.fork()
     return _checked(
         _syscall(_long(abi.NR_CLONE), _long(flags | 17), _long(0), _long(0), _long(0), _long(0)), "clone"
     )

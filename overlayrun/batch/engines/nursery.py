@@ -13,7 +13,6 @@ import signal
 import socket
 import struct
 import sys
-import threading
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
@@ -96,8 +95,7 @@ class Nursery:
         # No signal of the terminal's is for it, and one for a child must wait until that is ready for it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            # What os.fork does besides costs half a megabyte, and is needed beside other threads alone.
-            self._pid = os.fork() if threading.active_count() > 1 else syscalls.clone(0)
+            self._pid = syscalls.clone(0)
             if self._pid == 0:
                 _serve(shared, theirs, parent, self._socket.fileno())
         except OSError as err:

@@ -134,6 +134,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
         ("agents.claude", "agents.codex", "agents.jsonc", "agents.recipes", "agents.integration"),
         ("agents.mcp_results", "agents.mcp_calls", "agents.mcp"),
         ("agents.opencode.servers", "agents.opencode.hub"),
+        ("folders.api",),
     ),
     (
         (

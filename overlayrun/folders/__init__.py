@@ -1,0 +1,1 @@
+"""Branches as folders: `overlayrun open`."""

@@ -6,15 +6,15 @@ workspace meanwhile: paths of the upper are safe to follow by name, links in it 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from overlayrun.files import copy_file
+from overlayrun.files import copy_file, remove_tree
 from overlayrun.layers.marks import is_whiteout, set_opaque
 from overlayrun.model import EMPTY_TREE, TreeId
 from overlayrun.store.repo import Repo
@@ -26,7 +26,7 @@ _NOTHING: Final[Entries] = {}
 def link_tree(old: bytes, new: bytes, *, copied: bool = False) -> None:
     """Make `new`, a file or a directory with all below it, of hard links; marks, modes and times are kept.
 
-    copied: regular files become copies. Raises OSError.
+    copied: regular files become copies, and so they do in another subvolume. Raises OSError.
     """
     made: list[tuple[bytes, bytes, int]] = []
     waiting = [(old, new)]
@@ -42,11 +42,36 @@ def link_tree(old: bytes, new: bytes, *, copied: bool = False) -> None:
             elif copied and stat.S_ISREG(info.st_mode):
                 copy_file(source, target)
             else:
-                os.link(source, target, follow_symlinks=False)
+                _link(source, target, info)
     finally:
         for source, target, mode in reversed(made):  # what is below changes a directory's times
             os.chmod(source, stat.S_IMODE(mode))
             shutil.copystat(source, target, follow_symlinks=False)
+
+
+def _link(source: bytes, target: bytes, info: os.stat_result) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as err:
+        if err.errno != errno.EXDEV:
+            raise
+        if stat.S_ISREG(info.st_mode):
+            copy_file(source, target)
+        elif stat.S_ISLNK(info.st_mode):
+            os.symlink(os.readlink(source), target)
+        else:
+            os.mknod(target, info.st_mode, info.st_rdev)
+        shutil.copystat(source, target, follow_symlinks=False)
+
+
+def make_way(path: str) -> None:
+    """Remove what is at a path of a new upper: what a checkout or a carried layer has put there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError:
+        remove_tree(path)
 
 
 def _open(directory: bytes, mode: int) -> None:
@@ -82,8 +107,9 @@ class _Place:
 class Adoption:
     """One transfer from the upper `old` to `new`, which holds already what git knows.
 
-    left_out: paths that the last snapshot could not take as they are. in_the_way: paths that nobody may
-    overwrite, and that the new tree has too; they were not taken.
+    is_whole: they hold the whole tree, and what the old one changed in it is to be taken. left_out: paths
+    that the last snapshot could not take as they are. in_the_way: paths that nobody may overwrite, and that
+    the new tree has too; they were not taken.
     """
 
     repo: Repo
@@ -91,6 +117,7 @@ class Adoption:
     new: bytes
     trees: Trees
     left_out: Collection[bytes]
+    is_whole: bool = False
     in_the_way: list[bytes] = field(default_factory=list)
     _modes: list[tuple[bytes, int]] = field(default_factory=list)
 
@@ -135,6 +162,8 @@ class Adoption:
         if is_whiteout(info):
             if place.start.get(name) is None and now is None and not place.blocked:
                 self._take_whole(path, is_free=True)
+        elif self.is_whole and was is not None and was == place.start.get(name) and path not in self.left_out:
+            return  # never changed
         elif was is not None and path not in self.left_out:
             # As the agent left it: with its time, and with what no checkout of ours would write (LFS).
             if was == now and os.path.lexists(self._new(path)):
@@ -147,10 +176,7 @@ class Adoption:
             self.in_the_way.append(path)
             return
         self._make_parents(path.rpartition(b"/")[0])
-        with suppress(FileNotFoundError, IsADirectoryError):
-            os.unlink(self._new(path))
-        with suppress(FileNotFoundError):
-            os.rmdir(self._new(path))
+        make_way(os.fsdecode(self._new(path)))
         link_tree(self._old(path), self._new(path))
 
     def _make_parents(self, directory: bytes) -> None:

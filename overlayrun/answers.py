@@ -10,7 +10,7 @@ import time
 
 from overlayrun.capture import answer_of
 from overlayrun.errors import OverlayrunError, SnapshotError, UsageError
-from overlayrun.fork import fork_answer
+from overlayrun.fork import Wanted, fork_answer
 from overlayrun.hearing import hear, words_of
 from overlayrun.model import SnapshotReason
 from overlayrun.whereami import whereami
@@ -135,12 +135,15 @@ class Answers:
     def _fork(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._take is None:
             return {"error": "a throwaway run can't be forked"}
-        name = request.get("branch")
+        name, count = request.get("branch"), request.get("count", 1)
         if name is not None and not isinstance(name, str):
             raise UsageError("the branch's name is no text", hint="leave it out for a new one")
-        self._forks.check(name)
-        taken = self._take(SnapshotReason.REQUEST, None)
-        return _fitting(fork_answer(self._forks.make(name), taken))
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise UsageError("the number of forks is no number", hint="leave it out for one")
+        wanted = Wanted(name, count)
+        self._forks.check(wanted)
+        taken = answer_of(self._take(SnapshotReason.REQUEST, None))
+        return _fitting(fork_answer(self._forks.make(wanted), taken))
 
 
 def _fitting(told: dict[str, Any]) -> dict[str, Any]:

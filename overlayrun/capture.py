@@ -8,6 +8,7 @@ from typing import Any
 
 from overlayrun.account import Account, Session
 from overlayrun.collector import Limits
+from overlayrun.folders.gitdir import run_on_host
 from overlayrun.live import LiveSandbox
 from overlayrun.model import SnapshotReason
 from overlayrun.sandbox.seeds import unkept
@@ -39,6 +40,8 @@ def job_of(layout: Layout, record: Record, live: LiveSandbox | None) -> Snapshot
     """What the snapshot engine needs to know."""
     place = layout.workspace(record.id)
     run = record.last_run
+    run_inside = live.run_inside if live else None
+    in_folder = run is not None and run.folder and record.is_open
     return SnapshotJob(
         git_dir=record.common_dir,
         workspace_id=record.id,
@@ -46,12 +49,13 @@ def job_of(layout: Layout, record: Record, live: LiveSandbox | None) -> Snapshot
         base=record.base,
         dirty=record.dirty,
         upper=place.upper,
-        agent_git=place.git_upper,
+        index=f"{place.whole}/index" if record.is_whole else None,
+        agent_git=place.folder if in_folder else place.git_upper,
         hashes=place.hashes,
         command=command_text(run.command) if run else "",
         carried=tuple(os.fsencode(path) for path in (*record.carried, *_unkept(layout, record))),
         exit_status=run.status if run else None,
-        run_inside=live.run_inside if live else None,
+        run_inside=run_on_host(place.folder, run_inside) if in_folder else run_inside,
         session=Session.from_json(record.session),
         task=record.prompt,
     )

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from overlayrun.errors import RefMoved, StoreError
-from overlayrun.model import BranchName, CommitId, TreeId
+from overlayrun.model import CommitId, TreeId
 from overlayrun.snapshot_job import SnapshotJob
 from overlayrun.store.commits import format_commit, format_message, parse_trailers, printable
+from overlayrun.store.heads import is_checked_out
 from overlayrun.store.pack import ObjectWriter
 from overlayrun.store.refs import RefUpdate, branch_ref, snapshots_ref
 from overlayrun.store.repo import Repo, SnapshotInfo
@@ -105,6 +106,8 @@ def _moving(link: Link, move: _BranchMove, tip: CommitId | None) -> Iterator[Non
     mark = link.job.hashes + _MARK
     with open(mark, "a", encoding="ascii") as file:
         file.write(f"{move.old or ABSENT}\n{tip or ABSENT}\n")
+        file.flush()
+        os.fsync(file.fileno())  # the refs are flushed one by one: a power cut may part them as a kill does
     yield
     os.unlink(mark)
 
@@ -221,25 +224,6 @@ def _plan_branch(link: Link, left: set[CommitId | None]) -> _BranchMove:
     if is_checked_out(link.job.git_dir, link.job.branch):
         return _BranchMove(now, "it is checked out in a working tree of yours")
     return _BranchMove(now)
-
-
-def is_checked_out(git_dir: str, branch: BranchName) -> bool:
-    """Whether a worktree of the user has the branch as HEAD, or is in the middle of rebasing it."""
-    try:
-        linked = [f"{git_dir}/worktrees/{name}" for name in os.listdir(f"{git_dir}/worktrees")]
-    except OSError:
-        linked = []
-    names = ("HEAD", "rebase-merge/head-name", "rebase-apply/head-name")
-    texts = {_first_line(f"{place}/{name}") for place in (git_dir, *linked) for name in names}
-    return not texts.isdisjoint({f"ref: {branch_ref(branch)}", branch_ref(branch)})
-
-
-def _first_line(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.readline().rstrip("\n")
-    except OSError:
-        return ""
 
 
 def _updates(link: Link, tip: CommitId | None, commit: CommitId, move: _BranchMove) -> list[RefUpdate]:

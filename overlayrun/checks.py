@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Final
 
 from overlayrun import refusals
@@ -36,6 +37,7 @@ class Check:
     """An ability of `Capabilities`.
 
     refusal: words for a failure. needs: abilities without which it is not tried. required: a run needs it.
+    overlay: only a run with that backend does, and others work without.
     """
 
     ability: str
@@ -44,8 +46,10 @@ class Check:
     refusal: Refusal
     needs: tuple[str, ...] = ()
     required: bool = True
+    overlay: bool = False
 
 
+_of_overlay: Final = partial(Check, overlay=True)
 _MOUNTS: Final = ("user", "mnt", "tmpfs")
 _ON_DISK: Final = (*_MOUNTS, "overlay")
 
@@ -86,7 +90,9 @@ KERNEL_CHECKS: Final = (
         refusals.processes,
         (*_MOUNTS, "pid"),
     ),
-    Check("overlay", "overlayfs", "it is the copy-on-write view, unprivileged", refusals.overlay, _MOUNTS),
+    _of_overlay(
+        "overlay", "overlayfs", "it is the copy-on-write view, unprivileged", refusals.overlay, _MOUNTS
+    ),
     Check("no_new_privs", "no_new_privs", "set-uid programs gain nothing", needs_release("5.15")),
     Check("close_range", "close_range", "no descriptor leaks into the sandbox", needs_release("5.15")),
     Check("seccomp", "seccomp filters", "they close system calls that lead out", needs_release("5.15")),
@@ -113,12 +119,12 @@ KERNEL_CHECKS: Final = (
     ),
 )
 DISK_CHECKS: Final = (
-    Check("upper", "upper layer", "what the command changes is kept here", refusals.disk, _ON_DISK),
-    Check(
+    _of_overlay("upper", "upper layer", "what the command changes is kept here", refusals.disk, _ON_DISK),
+    _of_overlay(
         "volatile", "volatile upper layer", "writes inside are as fast as outside", refusals.disk, _ON_DISK
     ),
-    Check("whiteout", "whiteouts", "a layer can say that a file is gone", refusals.disk, _ON_DISK),
-    Check("opaque", "opaque directories", "a layer can replace a directory", refusals.disk, _ON_DISK),
+    _of_overlay("whiteout", "whiteouts", "a layer can say that a file is gone", refusals.disk, _ON_DISK),
+    _of_overlay("opaque", "opaque directories", "a layer can replace a directory", refusals.disk, _ON_DISK),
     Check("lock", "file locks", "one run a workspace", refusals.disk),
     *(
         [
@@ -149,11 +155,13 @@ DISK_CHECKS: Final = (
 
 def judge(check: Check, able: Capabilities) -> Finding:
     """Try an ability, after those that it needs."""
-    bad = State.MISSING if check.required else State.LIMITED
+    bad = State.MISSING if check.required and not check.overlay else State.LIMITED
     for need in check.needs:
         if not able[need].works:
-            name = next(other.name for other in KERNEL_CHECKS if other.ability == need)
-            return Finding(check.name, bad, f"not tried, for want of: {name}", check.why, f"first: {name}")
+            other = next(other for other in KERNEL_CHECKS if other.ability == need)
+            state = State.MISSING if check.required and not other.overlay else State.LIMITED
+            found, cure = f"not tried, for want of: {other.name}", f"first: {other.name}"
+            return Finding(check.name, state, found, check.why, cure)
     tried = able[check.ability]
     if tried.works:
         return Finding(check.name, State.OK, tried.text, check.why)

@@ -63,8 +63,8 @@ def garbage(layout: Layout, *, max_age: float = 14 * DAY, max_size: int | None =
 
 def _leftovers(layout: Layout) -> Iterator[Garbage]:
     """Directories that a killed process was making or removing."""
-    for place in (layout.bases, layout.layers, layout.carried, layout.workspaces):
-        for entry in os.scandir(place):
+    for place in (layout.bases, layout.layers, layout.carried, layout.masters, layout.workspaces):
+        for entry in os.scandir(place) if os.path.isdir(place) else ():
             half = entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
             if half and time.time() - entry.stat().st_mtime > HALF_MADE:
                 yield Garbage(entry.path, disk_usage(entry.path), "left by a killed process")
@@ -105,11 +105,11 @@ def _layers(layout: Layout, known: list[Record]) -> Iterator[tuple[float, Garbag
     """(last use, layer) of every frozen layer that no workspace and no other layer stands on."""
     needed = {layer for record in known for layer in (*record.stack, *record.carried_layers)}
     below = {name.partition("-")[0] for name in os.listdir(layout.layers)}
-    for kind in ("bases", "layers", "carried"):
-        for entry in os.scandir(f"{layout.root}/{kind}"):
+    for kind in ("bases", "layers", "carried", "masters"):  # no snapshot needs its master any more
+        for entry in os.scandir(f"{layout.root}/{kind}") if os.path.isdir(f"{layout.root}/{kind}") else ():
             name = f"{kind}/{entry.name}"
             tree = entry.name.rpartition("-")[2]
-            stood_on = name in needed or (kind != "carried" and tree in below)
+            stood_on = name in needed or (kind in ("bases", "layers") and tree in below)
             if entry.name.startswith(".") or not entry.is_dir() or stood_on:
                 continue
             yield (

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from overlayrun.bases.index import stamp_of
 from overlayrun.errors import SnapshotError
 from overlayrun.layers.names import is_dotgit, is_dotgitmodules
 from overlayrun.layers.walk import Content, Opened
 from overlayrun.layers.wire import FileInfo, LimitReached, Trouble
 from overlayrun.store.convert import Converter
-from overlayrun.store.hashes import HashCache
+from overlayrun.store.hashes import HashCache, Stamp
 from overlayrun.store.ignore import IgnoreRules
 from overlayrun.store.pack import ObjectWriter, ShortRead, join_exactly
 from overlayrun.store.repo import Repo
@@ -88,10 +89,8 @@ class Directory:
     """One directory of the upper.
 
     start: what the start tree has there; committed: what the agent's own HEAD has there; entries: what the
-    snapshot
-    will have. ignored: an ignore rule excludes it, so that only tracked files below count. attributed: the
-    start
-    tree's attributes may reach its files.
+    snapshot will have. ignored: an ignore rule excludes it, so that only tracked files below count.
+    attributed: the start tree's attributes may reach its files.
     """
 
     path: bytes
@@ -122,8 +121,8 @@ class Collector:
     """Visitor of `walk_upper`: reads what changed, then builds the trees.
 
     known: the cache of the snapshot before; margin: ns before it began that it is not believed for; found:
-    the cache
-    for the next one, filled on the way. largest: bytes of the largest file that was left out for its size.
+    the cache for the next one, filled on the way. largest: bytes of the largest file that was left out for
+    its size. made: of an upper that holds the whole tree, the stamps that its files had as it was made.
     """
 
     repo: Repo
@@ -135,12 +134,14 @@ class Collector:
     limits: Limits
     file_mode: bool
     found: HashCache
+    made: Mapping[bytes, Stamp] | None = None
     left_out: list[LeftOut] = field(default_factory=list)
     ignored: int = 0
     raced: int = 0
     largest: int = 0
     _entries: int = 0
     _bytes: int = 0
+    _changed_directories: int = 0
     _trees: dict[bytes, Mapping[bytes, Entry]] = field(default_factory=dict)
     _directories: list[Directory] = field(default_factory=list)
 
@@ -149,7 +150,8 @@ class Collector:
     ) -> Directory:
         """State of the root. start, committed: raw tree ids, None for empty; rules: from outside the tree."""
         entries = self._read(start)
-        root = Directory(b"", None, start, entries, self._read(committed), dict(entries), rules)
+        shown = dict(entries) if self.made is None else {}
+        root = Directory(b"", None, start, entries, self._read(committed), shown, rules)
         root.rules = self._with_gitignore(root, opened.ignore)
         root.attributed = self.converter.sees(b"", entries)
         self._directories.append(root)
@@ -158,6 +160,11 @@ class Collector:
     def wants(self, where: Directory, name: bytes, info: FileInfo) -> bool:
         """Decide by name, type and stamp; see Visitor."""
         path = where.join(name)
+        if self.made is not None:
+            # What is named here was never deleted: it is the start's until it is known to be another.
+            self._keep(where, name)
+            if where.entries.get(name) and self.made.get(path) == stamp_of(*info.stamp):
+                return False
         if self._is_barred(where, name, path):
             return False
         if stat.S_ISDIR(info.mode):
@@ -169,9 +176,11 @@ class Collector:
 
     def enter(self, where: Directory, name: bytes, opened: Opened) -> Directory:
         """A changed directory; see Visitor."""
-        self._check_count(len(self._directories), "directories changed")
         path, before = where.join(name), where.start.get(name)
         start_id = before[1] if before and is_tree(before) else None
+        if self.made is None or start_id is None:
+            self._changed_directories += 1
+            self._check_count(self._changed_directories, "directories changed")
         start = self._read(start_id)
         committed = where.committed.get(name)
         inside = Directory(
@@ -180,7 +189,7 @@ class Collector:
             start_id,
             start,
             self._read(committed[1] if committed and is_tree(committed) else None),
-            {} if opened.opaque else dict(start),
+            {} if opened.opaque or self.made is not None else dict(start),
             where.rules,
             ignored=where.ignored or where.rules.is_ignored(path, directory=True),
         )
@@ -219,6 +228,8 @@ class Collector:
     def trouble(self, where: Directory, name: bytes, what: Trouble) -> None:
         """What could not be read keeps the start tree's version; see Visitor."""
         path = where.join(name)
+        if self.made is not None:
+            self._keep(where, name)
         if what is Trouble.RACED:
             self.raced += 1
         elif not self._is_barred(where, name, path) and not self._is_ignored(where, name, path):

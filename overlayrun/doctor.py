@@ -11,16 +11,17 @@ import shlex
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from overlayrun.checks import DISK_CHECKS, KERNEL_CHECKS, Finding, State, judge
+from overlayrun.backends.registry import BACKENDS, try_all
+from overlayrun.checks import DISK_CHECKS, KERNEL_CHECKS, Check, Finding, State, judge
 from overlayrun.errors import OverlayrunError
 from overlayrun.files import remove_tree
 from overlayrun.kernel.probe import Capabilities, file_system_of
 from overlayrun.leftovers import leftovers
-from overlayrun.refusals import is_older
+from overlayrun.refusals import ELSEWHERE, is_older
 from overlayrun.store.git import git
 from overlayrun.store.location import Repository
 from overlayrun.workspace.layout import Layout, state_directory
@@ -49,21 +50,24 @@ def examine(repository: Repository | None) -> list[Finding]:
         if state is not None:
             found.append(_state(state, trouble))
         if scratch is not None:
-            found += [_room(scratch), *(judge(check, able) for check in DISK_CHECKS)]
+            found += [_room(scratch), _backend(scratch), *(judge(check, able) for check in DISK_CHECKS)]
     if state is not None:
         found += _leftovers(state)
     return found
 
 
-def explain(err: OSError | OverlayrunError | None, state: str | None = None) -> tuple[str, str]:
+def explain(
+    err: OSError | OverlayrunError | None, state: str | None = None, backend: str = "overlay"
+) -> tuple[str, str]:
     """Why a sandbox could not be made, in one line, and what to type next.
 
     Goes through what a run needs in the order of its need and names the first thing that is missing.
     err: the failure that asks for it, for the words where nothing is missing. state: the state directory.
+    backend: of the workspace.
     """
     with _scratch(state) as (scratch, trouble):
-        for finding in _required(state, scratch, trouble):
-            if finding.state is State.MISSING:
+        for finding in _required(state, (scratch, trouble), overlay=backend == "overlay"):
+            if finding.state is not State.OK:
                 return f"the sandbox can't be made here: {finding.name}: {finding.found}", finding.cure
     hint = "overlayrun doctor tells what this machine lacks"
     if isinstance(err, OverlayrunError):
@@ -73,16 +77,24 @@ def explain(err: OSError | OverlayrunError | None, state: str | None = None) -> 
     return f"the sandbox could not be made{words}{where}", hint
 
 
-def _required(state: str | None, scratch: str | None, trouble: OSError | None) -> Iterator[Finding]:
-    """What a run can't do without; each is tried when it is asked for."""
-    able = Capabilities(scratch)
+def _required(
+    state: str | None, scratch: tuple[str | None, OSError | None], *, overlay: bool
+) -> Iterator[Finding]:
+    """What a run can't do without, where it is missing; each is tried when it is asked for."""
+    place, trouble = scratch
+    able = Capabilities(place)
+
+    def lacking(checks: Sequence[Check]) -> Iterator[Finding]:
+        needed = (check for check in checks if check.required and (overlay or not check.overlay))
+        return (judge(check, able) for check in needed)
+
     yield _machine()
-    yield from (judge(check, able) for check in KERNEL_CHECKS if check.required)
-    if state is not None:
-        yield _state(state, trouble)
-    if scratch is not None:
-        yield _room(scratch)
-        yield from (judge(check, able) for check in DISK_CHECKS if check.required)
+    yield from lacking(KERNEL_CHECKS)
+    others = [] if state is None else [_state(state, trouble)]
+    others += [] if place is None else [_room(place)]
+    yield from (finding for finding in others if finding.state is State.MISSING)
+    if place is not None:
+        yield from lacking(DISK_CHECKS)
 
 
 @contextmanager
@@ -236,6 +248,15 @@ def _room(scratch: str) -> Finding:
         return Finding("free space", State.OK, found, why)
     state = State.MISSING if less_than(_LEAST) else State.LIMITED
     return Finding("free space", state, found, why, _MAKE_ROOM)
+
+
+def _backend(scratch: str) -> Finding:
+    """What a new branch gets here, and why not better."""
+    why = "how a branch gets its tree: " + ", ".join(BACKENDS)
+    chosen = try_all(f"{scratch}/backend")
+    if chosen.has_overlay:
+        return Finding("backend", State.OK, str(chosen), why)
+    return Finding("backend", State.LIMITED, str(chosen), f"{why}; starting takes longer", ELSEWHERE)
 
 
 def _leftovers(state: str) -> list[Finding]:

@@ -33,8 +33,9 @@ def sync_in_background(layout: Layout, records: Sequence[Record]) -> None:
             os.dup2(null, stream)
         os.dup2(fd, 3)
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+        layers = {*_masters(layout), *(layer for record in records for layer in record.stack)}
         syscalls.syncfs(3)
-        for layer in {layer for record in records for layer in record.stack}:
+        for layer in layers:
             if not is_synced(layout, layer):
                 mark_synced(layout, layer)
         for record in records:
@@ -42,3 +43,10 @@ def sync_in_background(layout: Layout, records: Sequence[Record]) -> None:
                 write_whole(synced_mark(layout, record), sync_stamp(record), durable=True)
     finally:
         os._exit(0)
+
+
+def _masters(layout: Layout) -> list[str]:
+    try:
+        return [f"masters/{name}" for name in os.listdir(layout.masters) if not name.startswith(".")]
+    except FileNotFoundError:
+        return []

@@ -6,6 +6,8 @@ import errno
 import os
 import stat
 
+from overlayrun.kernel import btrfs, syscalls
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -58,6 +60,24 @@ def flush_directory(path: str) -> None:
         os.close(fd)
 
 
+def flush_file(path: str | bytes) -> None:
+    """Flush what a file holds; its name is the directory's to flush."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def flush_disk(path: str | bytes) -> None:
+    """Flush the whole file system that a directory lies on: cheaper than many files one by one."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        syscalls.syncfs(fd)
+    finally:
+        os.close(fd)
+
+
 def read_bytes(path: str) -> bytes:
     """Whole content of a small file of ours."""
     with open(path, "rb") as file:
@@ -74,7 +94,7 @@ def copy_file(source: str | bytes, target: str | bytes) -> None:
         info = os.fstat(reader)
         writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            _copy_content(reader, writer)
+            copy_content(reader, writer)
             os.fchmod(writer, stat.S_IMODE(info.st_mode))
             os.utime(writer, ns=(info.st_atime_ns, info.st_mtime_ns))
         finally:
@@ -83,7 +103,8 @@ def copy_file(source: str | bytes, target: str | bytes) -> None:
         os.close(reader)
 
 
-def _copy_content(reader: int, writer: int) -> None:
+def copy_content(reader: int, writer: int) -> None:
+    """Copy from one descriptor's place to another's, sharing blocks where the disk can."""
     try:
         while os.copy_file_range(reader, writer, _PIECE):
             pass
@@ -112,6 +133,8 @@ def remove_tree(path: str) -> None:
 def _remove(path: str, depth: int) -> None:
     if depth > _DEEPEST:
         raise RecursionError
+    if btrfs.is_removed_whole(path):
+        return
     try:
         entries = list(os.scandir(path))
     except PermissionError:
@@ -129,6 +152,17 @@ def _remove(path: str, depth: int) -> None:
 
 def _spawn(*command: str) -> None:
     os.waitpid(os.posix_spawnp(command[0], command, os.environ), 0)
+
+
+def identity_of(path: str) -> int:
+    """What tells a directory from every copy of it: its inode; of a subvolume the negative of its id."""
+    inode = os.stat(path).st_ino
+    if inode == btrfs.SUBVOLUME_INODE:
+        try:
+            return -btrfs.subvolume_id(path)
+        except OSError:  # another file system's inode of that number
+            pass
+    return inode
 
 
 def disk_usage(path: str) -> int:

@@ -51,6 +51,8 @@ def finish(
         os.unlink(layout.workspace(record.id).throwaway)
     taken = capture(layout, record, SnapshotReason.EXIT, options.message or record.prompt, live)
     stat = Repo(record.common_dir).diff_stat(taken.start_tree, taken.tree)
+    if record.is_whole and taken.is_empty:
+        return Ending(taken, stat)
     for line in summary(taken, stat):
         tell(line)
     if not options.apply:
@@ -68,6 +70,7 @@ def finish(
 
 
 def _forget(layout: Layout, record: Record, tell: Callable[[str], None]) -> None:
-    for line in throwaway_summary(preview(job_of(layout, record, None))):
+    found = preview(job_of(layout, record, None))
+    for line in ["nothing changed"] if found.is_empty else throwaway_summary(found):
         tell(line)
     drop(layout, record, branch=False)

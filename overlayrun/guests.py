@@ -15,7 +15,6 @@ from typing import Any, Final, Protocol
 
 from overlayrun.bases.gitdir import is_touched
 from overlayrun.capture import capture
-from overlayrun.chain import is_checked_out
 from overlayrun.durable import sync_in_background
 from overlayrun.errors import HostError, OverlayrunError, UsageError, WorkspaceBusy
 from overlayrun.files import remove_tree, write_whole
@@ -31,6 +30,7 @@ from overlayrun.sandbox.plan import TREES, has_more_mounts, tree_plan
 from overlayrun.sandbox.switches import parse_without
 from overlayrun.sandbox.trees import hide_tree, show_tree
 from overlayrun.snapshot import Snapshot
+from overlayrun.store.heads import is_checked_out
 from overlayrun.store.location import Repository, find_repository
 from overlayrun.store.refs import parse_branch_name, shadowed_by
 from overlayrun.view import Choices, view_of
@@ -221,7 +221,7 @@ class Guests:
         record.by_command = True
         number = record.last_run.number + 1 if record.last_run else 1
         record.last_run = Run(number, run.command, boot_id(), time.time())
-        record.save(guest.place.record, durable=False)
+        record.save(guest.place.record)
         self._made.append(record.id)
         listed = self._layout.workspace(self._record.id).guests
         write_whole(listed, "\n".join(dict.fromkeys(self._made)).encode(), durable=False)
@@ -321,6 +321,8 @@ class Guests:
             else:
                 taken = self._taker(guest)(SnapshotReason.EXIT, guest.record.prompt)
                 said = f"snapshot {taken.number}" + (f" ({taken.tip[:10]})" if taken.tip else "")
+                if guest.record.is_whole and taken.is_empty:
+                    said = "nothing changed"
         except OverlayrunError as err:
             return f"the last snapshot failed: {err.brief}; nothing is lost: {guest.place.upper}"
         assert guest.record.last_run is not None
@@ -335,6 +337,8 @@ class Guests:
 
 
 def _is_touched(guest: _Guest) -> bool:
+    if guest.record.is_whole:  # only a snapshot can tell
+        return True
     try:
         return is_touched(guest.place.upper, guest.place.git_upper)
     except FileNotFoundError:  # the user removed the whole workspace

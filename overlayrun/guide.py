@@ -36,7 +36,8 @@ Nobody sees your changes while you work, and you see nobody's. The user's own tr
 ## What you can type here
 - `overlayrun snapshot -m TEXT`  commit the present state now, with your words: what was done, and why
 - `overlayrun status`            this branch, its base and target, what changed so far
-- `overlayrun fork [-b NAME]`    a second branch from the present state, which the user can run and merge
+- `overlayrun fork [-b NAME]`    a second branch from the present state, which the user can run and merge;
+  `-n 5`: five of them, to try as many ways
 All take `--json`. A program asks the same at the socket in $OVERLAYRUN_SOCKET, a line of JSON each way:
 `{{"op": "snapshot", "message": "…"}}`, `{{"op": "status"}}`, `{{"op": "fork", "branch": "…"}}`.
 There alone: `{{"op": "open", "branch": "…"}}` answers the "path" of a further branch's tree, to work in at

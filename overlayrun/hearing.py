@@ -44,7 +44,7 @@ def _keep(layout: Layout, record: Record, session: Session) -> None:
     if told == record.session:
         return
     record.session = told
-    # Not flushed, as it is no work; where there is no room for it, the snapshot that follows says so.
+    # Where there is no room for it, the snapshot that follows says so.
     with suppress(OSError):
         if not record.throwaway:
-            record.save(layout.workspace(record.id).record, durable=False)
+            record.save(layout.workspace(record.id).record)

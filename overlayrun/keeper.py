@@ -24,6 +24,7 @@ from overlayrun.sandbox.confinement import (
 )
 from overlayrun.sandbox.limits import spare_host
 from overlayrun.sandbox.network import bring_up_loopback
+from overlayrun.sandbox.plan import Overlay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Command:
 class Keeper:
     """State of pid 1: the pipes, and the command once it runs."""
 
-    __slots__ = ("asked", "child", "command", "orders", "report_fd")
+    __slots__ = ("asked", "child", "command", "orders", "overlays", "report_fd")
 
     def __init__(self, command: Command, orders: int, report_fd: int) -> None:
         self.command = command
@@ -74,6 +75,7 @@ class Keeper:
         self.report_fd = report_fd
         self.child = 0
         self.asked: Asked | None = None
+        self.overlays: Sequence[str] = ()  # mountpoints
 
     def report(self, letter: bytes, text: str = "") -> None:
         """Tell the supervisor."""
@@ -113,18 +115,10 @@ class Keeper:
                 for line in lines:
                     self.execute(line[:1], int(line[1:] or b"0"))
 
-    def hear(self) -> None:
-        """Lay the filter on this process and its children, to be told what it refuses."""
-        confinement = self.command.confinement
-        if "seccomp" in confinement.without:
-            return
-        leave_keyring(confinement)  # what the filter refuses
-        try:
-            self.asked = Asked(seccomp.listen(filter_program(confinement, heard=True)))
-        except OSError as err:
-            # Somebody outside listens to this process already: the children get a filter that is silent.
-            if err.errno != errno.EBUSY:
-                raise
+    def tidy(self) -> None:
+        """Put in place what renames that were killed have left aside."""
+        if self.asked:
+            self.asked.renames.tidy(self.overlays)
 
     def execute(self, order: bytes, number: int) -> None:
         """Carry out one order."""
@@ -148,6 +142,8 @@ class Keeper:
         while (dead := _wait(os.WNOHANG)) is not None:
             if dead[0] == self.child:
                 status = dead[1]
+            elif self.asked:
+                self.asked.renames.reaped(*dead)
         if status is None:
             return
         # pid 1 can signal every process of its namespace, and no other (pid_namespaces(7)).
@@ -155,6 +151,7 @@ class Keeper:
         while _wait(0) is not None:
             pass
         self.child = 0
+        self.tidy()
         if self.asked:
             self.report(ASKED, self.asked.text())
         self.report(ENDED, str(status))
@@ -169,6 +166,23 @@ class Keeper:
             self.report(NO_EXEC, str(err.errno))
         finally:
             os._exit(127)
+
+
+def listen_for(confinement: Confinement) -> Asked | None:
+    """Lay the filter on this process and its children, to be told what it refuses and who renames.
+
+    None where there is to be no filter, or somebody outside listens to this process already: the children
+    then get a filter that is silent, or none.
+    """
+    if "seccomp" in confinement.without:
+        return None
+    leave_keyring(confinement)  # what the filter refuses
+    try:
+        return Asked(seccomp.listen(filter_program(confinement, heard=True)), confinement)
+    except OSError as err:
+        if err.errno != errno.EBUSY:
+            raise
+        return None
 
 
 def _quietly(call: Callable[[int, int], object], target: int, number: int) -> None:
@@ -245,7 +259,9 @@ def keep(birth: Birth, keeper: Keeper) -> NoReturn:
         mounts.apply(birth.layers, birth.opened)
         os.chdir("/")
         keeper.forget_descriptors()
-        keeper.hear()
+        keeper.asked = listen_for(confinement)
+        keeper.overlays = [layer.target for layer in birth.layers if isinstance(layer, Overlay)]
+        keeper.tidy()
         keeper.report(READY)
         if os.read(keeper.orders, 2) == b"-\n":  # the supervisor holds our namespaces now
             # A dumpable pid 1 would lend its /proc/1/mem and /proc/1/exe to the command (CVE-2019-5736's

@@ -95,6 +95,7 @@ def run(given: Mapping[str, Any], command: list[str]) -> int:
             become_owner(os.getcwd(), tell)
         repository = find_repository(os.getcwd())
         options = run_options({**configured(repository.root, repository.common_dir), **given})
+        options.asked = list(given)
         return run_command(repository, open_state(repository.common_dir), options, command, tell)
     except OverlayrunError as err:
         show_error(err)

@@ -40,7 +40,7 @@ def _workspaces(layout: Layout) -> list[WorkspaceLayout]:
 
 def _is_held(place: WorkspaceLayout) -> bool:
     try:
-        return is_locked(place.lock)
+        return is_locked(place.lock) or is_locked(place.folder_lock)
     except OSError:  # a lock that can't be opened is held by nobody of ours
         return False
 
@@ -98,7 +98,8 @@ def _throwaways(layout: Layout) -> Iterator[Finding]:
 def _half_made(layout: Layout) -> Iterator[Finding]:
     """`.gone-<id>` on its way out, `.<pid>-<name>` on its way in; a living process may be at it."""
     above = os.path.dirname(layout.root)
-    for place in (layout.bases, layout.layers, layout.carried, layout.workspaces, layout.root, above):
+    places = (layout.bases, layout.layers, layout.carried, layout.masters, layout.workspaces)
+    for place in (*places, layout.root, above):
         for name in sorted(os.listdir(place)) if os.path.isdir(place) else ():
             path = f"{place}/{name}"
             pid, _, rest = name.removeprefix(".").partition("-")

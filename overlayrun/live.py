@@ -10,6 +10,7 @@ import time
 
 from overlayrun import keeper
 from overlayrun.errors import HostError, MountError
+from overlayrun.joined import attend
 from overlayrun.keeper import Command
 from overlayrun.kernel import namespaces, syscalls
 from overlayrun.kernel.groups import Group
@@ -20,8 +21,9 @@ from overlayrun.streams import pump
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Self
+    from typing import NoReturn, Self
 
+    from overlayrun.sandbox.asking import Asked
     from overlayrun.sandbox.plan import Layer
 
 _USERNS_HINT = "overlayrun doctor tells which switch of this machine forbids it"
@@ -140,6 +142,13 @@ class LiveSandbox:
         seen.command.confinement = self.command.confinement
         return seen
 
+    @classmethod
+    def of_another(cls, joined: list[int], command: Command) -> Self:
+        """Another process's sandbox, to run something inside; not to be closed. joined: its namespaces."""
+        seen = object.__new__(cls)
+        seen.joined, seen.command = joined, command
+        return seen
+
     def order(self, letter: bytes, number: int = 0) -> None:
         """Tell the keeper; one that is dead is told nothing."""
         try:
@@ -230,6 +239,17 @@ def run_joined(
     """
     status = 126
     parent = os.getppid()
+
+    def become(asked: Asked | None) -> NoReturn:
+        try:
+            keeper.execute(command, is_filtered=asked is not None)
+        except OSError as err:
+            tell(f"{command.argv[0]}: {err.strerror}")
+            os._exit(exit_status_of(err))
+        except HostError as err:
+            tell(err.brief)
+            os._exit(OURS)
+
     try:
         for number, fd in enumerate(streams or ()):
             os.dup2(fd, number)
@@ -238,29 +258,10 @@ def run_joined(
         os.closerange(
             3, os.sysconf("SC_OPEN_MAX")
         )  # this process waits; it must not hold a pipe's other end open
-        # A pid namespace holds for children alone (setns(2)); this process waits for its child.
-        pid = os.fork()
-        if pid == 0:
-            try:
-                namespaces.die_with_parent(0)
-                keeper.execute(command)
-            except OSError as err:
-                tell(f"{command.argv[0]}: {err.strerror}")
-                os._exit(exit_status_of(err))
-            except HostError as err:
-                tell(err.brief)
-                os._exit(OURS)
-        status = _relay(pid)
+        # A pid namespace holds for children alone (setns(2)).
+        status = attend(command.confinement, become)
     finally:
         os._exit(status)
-
-
-def _relay(pid: int) -> int:
-    for number in (signal.SIGINT, signal.SIGQUIT):  # they are the child's: it shares our terminal
-        signal.signal(number, signal.SIG_IGN)
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
 
 
 def exit_status_of(err: OSError) -> int:

@@ -45,6 +45,16 @@ class HomePolicy(Enum):
     PRIVATE = "private"
 
 
+class BackendKind(Enum):
+    """How a workspace gets its tree. AUTO: the first of the others that works where the state lies."""
+
+    AUTO = "auto"
+    OVERLAY = "overlay"
+    BTRFS = "btrfs"
+    REFLINK = "reflink"
+    COPY = "copy"
+
+
 class AgentState(Enum):
     """Whose sessions and logins an agent with a profile works with: the user's or the branch's own."""
 
@@ -64,8 +74,12 @@ class SnapshotReason(Enum):
 class RunOptions:
     """What a run was asked for, by the names of the command line's options. Spans in seconds, sizes in bytes.
 
-    without: names of `sandbox.switches.LAYERS` that the user switched off.
+    without: names of `sandbox.switches.LAYERS` that the user switched off. asked: names of the options that
+    the command line gave.
     """
+
+    backend: BackendKind = BackendKind.AUTO
+    asked: Sequence[str] = ()
 
     branch: str | None
     base: str | None

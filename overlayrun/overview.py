@@ -10,13 +10,13 @@ from itertools import chain
 
 from overlayrun.account import Session
 from overlayrun.capture import job_of
-from overlayrun.errors import StoreError
+from overlayrun.errors import StoreError, WorkspaceBroken
 from overlayrun.files import disk_usage
 from overlayrun.model import BranchName, CommitId
 from overlayrun.snapshot import LeftOut, LeftOutReason, preview
 from overlayrun.store.git import git
 from overlayrun.store.landings import has_landed
-from overlayrun.store.refs import branch_ref
+from overlayrun.store.refs import OWN, QUEUE, branch_ref
 from overlayrun.store.repo import DiffStat, Repo, SnapshotInfo
 from overlayrun.workspace.catalogue import records
 from overlayrun.workspace.layout import Layout
@@ -47,7 +47,8 @@ class Overview:
     latest: its newest snapshot. change: of that snapshot against the start. tip: what the branch stands for;
     target_tip: what its target does. ahead: commits of the branch that the target does not have; None where
     either does not exist. landed: there are commits, and the target has them all. size: bytes on the disk
-    that belong to this workspace alone. fault: why its state is BROKEN.
+    that belong to this workspace alone. fault: why its state is BROKEN. parent: the branch that it was forked
+    from, None where it was not, or where that one was removed.
     """
 
     record: Record
@@ -61,6 +62,7 @@ class Overview:
     fault: str | None = None
     tip: CommitId | None = None
     target_tip: CommitId | None = None
+    parent: BranchName | None = None
 
     @property
     def snapshots(self) -> int:
@@ -113,6 +115,7 @@ def overview(layout: Layout, repo: Repo, record: Record) -> Overview:
             landed=False,
             size=disk_usage(place),
             fault=err.brief,
+            parent=parent_of(layout, record),
         )
     return Overview(
         record,
@@ -125,14 +128,24 @@ def overview(layout: Layout, repo: Repo, record: Record) -> Overview:
         disk_usage(place),
         tip=tip,
         target_tip=target,
+        parent=parent_of(layout, record),
     )
 
 
+def parent_of(layout: Layout, record: Record) -> BranchName | None:
+    """The branch that a workspace was forked from, while that has its workspace."""
+    try:
+        return Record.load(layout.workspace(record.parent).record).branch if record.parent else None
+    except WorkspaceBroken:
+        return None
+
+
 def state_of(layout: Layout, record: Record) -> State:
-    """Running while a process holds the lock."""
-    if is_locked(layout.workspace(record.id).lock):
+    """Running while a process holds the lock; idle, too, while it is shown as a folder."""
+    place = layout.workspace(record.id)
+    if is_locked(place.lock):
         return State.RUNNING
-    return State.INTERRUPTED if record.is_open else State.IDLE
+    return State.INTERRUPTED if record.is_open and not is_locked(place.folder_lock) else State.IDLE
 
 
 def tip_of(repo: Repo, record: Record) -> CommitId | None:
@@ -199,6 +212,8 @@ def _lone_commits(repo: Repo, record: Record, *, keep_branch: bool) -> Iterator[
     latest = next(repo.snapshots(record.id), None)
     target = target_tip(repo, record)
     tips = {tip for tip in (repo.ref(branch_ref(record.branch)), latest.tip if latest else None) if tip}
+    if latest and _is_in_another(repo, record, latest.commit):
+        tips.discard(latest.tip)
     for tip in tips - {record.base}:
         if target and record.target and has_landed(repo, record.id, tip, record.target, target):
             continue
@@ -211,15 +226,27 @@ def _lone_commits(repo: Repo, record: Record, *, keep_branch: bool) -> Iterator[
             return
 
 
+def _is_in_another(repo: Repo, record: Record, latest: CommitId) -> bool:
+    """Whether a snapshot came into another workspace (`merge --into`), whose chain still has that."""
+    notes = ["for-each-ref", "--format=%(parent)", f"{QUEUE}landed/{record.id}/"]
+    for line in git(notes, git_dir=repo.git_dir).decode().split("\n"):
+        commit, _, rest = line.partition(" ")
+        if rest.partition(" ")[0] == latest:
+            others = ["for-each-ref", f"--contains={commit}", f"{OWN}snapshots/"]
+            return bool(git(others, git_dir=repo.git_dir))
+    return False
+
+
 def _inner_refs(layout: Layout, record: Record) -> Iterator[str]:
     """Branches and stashes that the command made in its own `.git`; only names are read there."""
     known = {f"refs/heads/{name}" for name in (record.branch, record.target) if name}
-    place = layout.workspace(record.id).git_upper
-    heads = _names(place, "refs/heads")
-    stash = ["refs/stash"] if os.path.lexists(f"{place}/refs/stash") else []
-    for name in chain(heads, stash):
-        if name not in known:
-            yield f"{name} of its own .git, which no snapshot holds"
+    place = layout.workspace(record.id)
+    for git_dir, whose in ((place.git_upper, "its own .git"), (place.folder, "its folder's .git")):
+        heads = _names(git_dir, "refs/heads")
+        stash = ["refs/stash"] if os.path.lexists(f"{git_dir}/refs/stash") else []
+        for name in chain(heads, stash, _names(git_dir, "refs/kept")):
+            if name not in known:
+                yield f"{name} of {whose}, which no snapshot holds"
 
 
 def _names(place: str, top: str) -> Iterator[str]:

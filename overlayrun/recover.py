@@ -6,7 +6,7 @@ import os
 import time
 
 from overlayrun.errors import OverlayrunError, WorkspaceBusy
-from overlayrun.files import remove_tree
+from overlayrun.files import identity_of, remove_tree
 from overlayrun.workspace.lock import is_locked, lock
 from overlayrun.workspace.record import UNFILLED, Record, boot_id
 
@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 _HALF_WRITTEN: Final = 3600.0  # seconds
+_MARGIN: Final = 1.0  # seconds; a file is stamped by a coarser clock than ours
 
 
 def is_interrupted(layout: Layout, record: Record) -> bool:
     """Whether the last run was never closed, or a fork is not filled, and no process holds the workspace."""
-    return (record.is_open or _is_unfilled(layout, record)) and not is_locked(
-        layout.workspace(record.id).lock
+    place = layout.workspace(record.id)
+    return (
+        (record.is_open or _is_unfilled(layout, record) or _is_torn(layout, record))
+        and not is_locked(place.lock)
+        and not is_locked(place.folder_lock)
     )
 
 
@@ -34,17 +38,26 @@ def _is_unfilled(layout: Layout, record: Record) -> bool:
     return record.last_run is None and _inode(layout, record) not in (None, record.inode)
 
 
+def _is_torn(layout: Layout, record: Record) -> bool:
+    """Whether a branch in which nothing ran went through a power cut before its files were on the disk."""
+    if record.last_run is not None or record.filled is None or record.filled == boot_id():
+        return False
+    return not _reached_disk(layout, record)
+
+
 def _inode(layout: Layout, record: Record) -> int | None:
     try:
-        return os.stat(layout.workspace(record.id).upper).st_ino
+        return identity_of(layout.workspace(record.id).upper)
     except FileNotFoundError:
         return None
 
 
 def recover_all(repository: Repository, layout: Layout, tell: Callable[[str], None]) -> None:
     """Recover every interrupted workspace; one that can't be is told of and left as it is."""
+    from overlayrun.halfway import settle
     from overlayrun.workspace.catalogue import records
 
+    settle(layout, repository.common_dir)
     for record in records(layout):
         if not is_interrupted(layout, record):
             continue
@@ -74,15 +87,20 @@ def recover(repository: Repository, layout: Layout, record: Record, tell: Callab
 
         remove_tree(rebuild(repository, layout, record, number=None))  # what lay there was empty
         return
-    is_another = os.stat(layout.workspace(record.id).upper).st_ino != record.inode
+    is_another = identity_of(layout.workspace(record.id).upper) != record.inode
     if is_another and not _is_completed(layout, record):
         tell(f"branch {record.branch} is a copy: rebuilding it from its last snapshot")
         _rebuild(repository, layout, record, tell)
+    if _is_torn(layout, record):
+        tell(f"branch {record.branch} went through a power cut")
+        _rebuild(repository, layout, record, tell, is_doubtful=True)
+        record.filled = None
+        record.save(layout.workspace(record.id).record)
     if run is None:
         return
     if run.boot != boot_id() and not _reached_disk(layout, record):
         tell(f"branch {record.branch} went through a power cut")
-        _rebuild(repository, layout, record, tell)
+        _rebuild(repository, layout, record, tell, is_doubtful=True)
     elif record.is_open:
         _take_missing(repository, layout, record, tell)
     else:
@@ -104,8 +122,9 @@ def synced_mark(layout: Layout, record: Record) -> str:
 
 
 def sync_stamp(record: Record) -> bytes:
-    """What the mark must say for the last run."""
-    assert record.last_run is not None
+    """What the mark must say for the last run; of a fork in which nothing ran, for its copies."""
+    if record.last_run is None:
+        return f"{record.filled} 0".encode()
     return f"{record.last_run.boot} {record.last_run.number}".encode()
 
 
@@ -121,12 +140,15 @@ def _take_missing(
     repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]
 ) -> None:
     from overlayrun.capture import capture
+    from overlayrun.folders.gitdir import hand_over, head_of
     from overlayrun.idle import idle_sandbox
     from overlayrun.model import SnapshotReason
 
     _clear_half_written(f"{record.common_dir}/objects")
     with idle_sandbox(repository, layout, record) as live:
         taken = capture(layout, record, SnapshotReason.RECOVERY, None, live)
+        if record.last_run and record.last_run.folder:
+            hand_over(live, layout.workspace(record.id), head_of(record))
     tell(f"branch {record.branch} was interrupted: its changes are in snapshot {taken.number}")
 
 
@@ -141,8 +163,28 @@ def _clear_half_written(objects: str) -> None:
                 os.unlink(entry.path)
 
 
-def _rebuild(repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]) -> None:
-    from overlayrun.restore import rebuild
+def _whole_before(layout: Layout, record: Record) -> float:
+    """When the last run began, if what was there then had reached the disk; else 0."""
+    if record.last_run is None:
+        return 0.0
+    try:
+        with open(synced_mark(layout, record), "rb") as file:
+            number = file.read().rpartition(b" ")[2]
+    except FileNotFoundError:
+        return 0.0
+    return record.last_run.started - _MARGIN if number == b"%d" % (record.last_run.number - 1) else 0.0
 
-    aside = rebuild(repository, layout, record, number=None)
+
+def _rebuild(
+    repository: Repository,
+    layout: Layout,
+    record: Record,
+    tell: Callable[[str], None],
+    *,
+    is_doubtful: bool = False,
+) -> None:
+    from overlayrun.restore import ALWAYS, rebuild
+
+    limit = _whole_before(layout, record) if is_doubtful else ALWAYS
+    aside = rebuild(repository, layout, record, number=None, whole_before=limit)
     tell(f"branch {record.branch} is rebuilt from its last snapshot; what was there is in {aside}")

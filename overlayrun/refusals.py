@@ -29,10 +29,11 @@ _ANY_RULE: Final = (
     "start overlayrun outside any sandbox; see whether SELinux or AppArmor forbids it: sudo dmesg"
 )
 _ENOUGH: Final = 10_000  # namespaces; a sandbox takes one of each kind
-_ELSEWHERE: Final = (
+ELSEWHERE: Final = (
     "keep the state on a local disk (ext4, xfs, btrfs; in a container: a volume): "
     "export OVERLAYRUN_STATE_DIR=/path/on/that/disk"
 )
+"""The cure for a state directory where no layer can lie."""
 
 
 def is_container() -> bool:
@@ -109,7 +110,7 @@ def overlay(ability: str, tried: Try) -> Words:
 
 def disk(_: str, tried: Try) -> Words:
     """The state's file system can't."""
-    return f"this file system can't: {tried.text}", _ELSEWHERE
+    return f"this file system can't: {tried.text}", ELSEWHERE
 
 
 def no_id_map(_: str, tried: Try) -> Words:
@@ -118,7 +119,7 @@ def no_id_map(_: str, tried: Try) -> Words:
         "give the repository to an ordinary user and run as him; where root may be let in: --allow-root-uid"
     )
     if tried.errno == errno.EINVAL:
-        return f"this file system has none: {tried.text}", f"{_ELSEWHERE}; or {cure}"
+        return f"this file system has none: {tried.text}", f"{ELSEWHERE}; or {cure}"
     return f"root has no right to: {tried.text}", cure
 
 

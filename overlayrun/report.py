@@ -34,7 +34,7 @@ def header(prepared: Prepared, options: RunOptions) -> Iterator[str]:
             f"{_count(len(record.carried), 'ignored path')}"
         )
     home = "private" if record.home == "private" else "copy-on-write"
-    yield f"overlay at {printable(record.root)}; HOME {home}; {_limits(options)}"
+    yield f"{record.backend} at {printable(record.root)}; HOME {home}; {_limits(options)}"
     for note in prepared.notes:
         yield printable(note)
 

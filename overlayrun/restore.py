@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
-from overlayrun.adopt import link_tree
+from overlayrun.adopt import link_tree, make_way
 from overlayrun.bases.gitdir import write_git_directory
 from overlayrun.capture import capture
 from overlayrun.chain import ABSENT
@@ -22,6 +24,7 @@ from overlayrun.store.refs import branch_ref
 from overlayrun.store.repo import Repo, SnapshotInfo
 from overlayrun.swap import (
     complete,
+    complete_git,
     dirty_on,
     installed,
     layers_kept,
@@ -33,6 +36,9 @@ from overlayrun.swap import (
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
 
+ALWAYS: Final = math.inf
+"""Whole however young: no power cut came between."""
+
 
 def restore(repository: Repository, layout: Layout, record: Record, wanted: SnapshotInfo) -> Snapshot:
     """Go back to a snapshot: what is there now is snapshotted first, and the result is a new snapshot.
@@ -43,26 +49,37 @@ def restore(repository: Repository, layout: Layout, record: Record, wanted: Snap
     with idle_sandbox(repository, layout, record) as live:
         capture(layout, record, SnapshotReason.REQUEST, None, live)
     with (
-        _rebuilt(repository, layout, record, wanted.number),
+        _rebuilt(repository, layout, record, wanted.number, ALWAYS),
         idle_sandbox(repository, layout, record) as live,
     ):
         return capture(layout, record, SnapshotReason.REQUEST, f"Restore snapshot {wanted.number}", live)
 
 
-def rebuild(repository: Repository, layout: Layout, record: Record, *, number: int | None) -> str:
+def rebuild(
+    repository: Repository,
+    layout: Layout,
+    record: Record,
+    *,
+    number: int | None,
+    whole_before: float = ALWAYS,
+) -> str:
     """Make the upper layers anew from a snapshot (None: the last), and give where the old ones were put.
 
-    An exchange that a kill cut off is finished instead: then the new layers are there already.
+    whole_before: seconds since the epoch; carried files in which anything is younger stay aside, and those
+    that the workspace began with take their place. An exchange that a kill cut off is finished instead: then
+    the new layers are there already.
     """
     aside = complete(layout, record)
     if aside is None:
-        with _rebuilt(repository, layout, record, number) as aside:
+        with _rebuilt(repository, layout, record, number, whole_before) as aside:
             pass
     return aside
 
 
 @contextmanager
-def _rebuilt(repository: Repository, layout: Layout, record: Record, number: int | None) -> Iterator[str]:
+def _rebuilt(
+    repository: Repository, layout: Layout, record: Record, number: int | None, whole_before: float
+) -> Iterator[str]:
     repo = Repo(record.common_dir)
     wanted = _snapshot(repo, record, number)
     with layers_kept(layout):
@@ -71,8 +88,9 @@ def _rebuilt(repository: Repository, layout: Layout, record: Record, number: int
         stand_on(repository, layout, record, base, dirty)
         tree = wanted.tree if wanted else repo.tree_of(record.dirty or record.base)
         fresh = make_fresh(repository, layout, record, tree)
-        _link_carried(record, layout.workspace(record.id).upper, fresh.upper)
+        _link_carried(record, layout.workspace(record.id).upper, fresh.upper, whole_before)
         _write_git(repository, repo, record, wanted, fresh.git)
+        complete_git(record, fresh)
         if wanted and wanted.head:
             # The frozen index is the base's; the agent's own commits need one of theirs.
             with open_fresh(repository, layout, record, fresh) as live:
@@ -98,12 +116,23 @@ def _base_of(repo: Repo, wanted: SnapshotInfo) -> CommitId | None:
     return None if base == ABSENT else CommitId(base)
 
 
-def _link_carried(record: Record, old: str, new: str) -> None:
+def _link_carried(record: Record, old: str, new: str, whole_before: float) -> None:
     for path in record.carried:
         if not (_leads_there(old, path) and _leads_there(new, path) and os.path.lexists(f"{old}/{path}")):
             continue
+        if whole_before != ALWAYS and _youngest(f"{old}/{path}") >= whole_before:
+            continue
         os.makedirs(os.path.dirname(f"{new}/{path}"), exist_ok=True)
+        make_way(f"{new}/{path}")  # a whole tree has them already, as they were at first
         link_tree(os.fsencode(f"{old}/{path}"), os.fsencode(f"{new}/{path}"))
+
+
+def _youngest(place: str) -> float:
+    """When anything at or below a path last changed, by the time that no program can set."""
+    found = [os.lstat(place).st_ctime]
+    for directory, names, files in os.walk(place):
+        found += [os.lstat(f"{directory}/{name}").st_ctime for name in (*names, *files)]
+    return max(found)
 
 
 def _leads_there(upper: str, path: str) -> bool:

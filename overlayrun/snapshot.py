@@ -12,9 +12,11 @@ from functools import partial
 from typing import Final
 
 from overlayrun.account import Account, Session
+from overlayrun.bases.index import read_stamps
 from overlayrun.chain import Link, append, is_half_moved, tells, told_in
 from overlayrun.collector import Collector, LeftOut, LeftOutReason, Limits, show_bytes
 from overlayrun.errors import SnapshotError
+from overlayrun.layers.upper import serve, serve_tree
 from overlayrun.layers.walk import walk_upper
 from overlayrun.layers.wire import KEPT, LimitReached
 from overlayrun.model import EMPTY_TREE, SnapshotReason, TreeId
@@ -112,7 +114,8 @@ def _reading(job: SnapshotJob, reason: SnapshotReason) -> Iterator[Reader]:
     if reason is SnapshotReason.INTERVAL:
         seconds = min(seconds, limits.interval_seconds)
     try:
-        with Reader(job.upper, None if limits.force_large else seconds) as reader:
+        work = serve if job.index is None else serve_tree
+        with Reader(job.upper, None if limits.force_large else seconds, work) as reader:
             yield reader
     except LimitReached as err:
         raise SnapshotError(
@@ -163,6 +166,7 @@ def _collect(
             limits=job.limits,
             file_mode=settings.file_mode,
             found=HashCache(rules, started=started),
+            made=None if job.index is None else read_stamps(job.index),
         )
         head = scene.imported.head
         top = partial(
@@ -191,6 +195,8 @@ def _is_unchanged(job: SnapshotJob, scene: _Scene, found: _Found, occasion: Occa
     reason, message = occasion.reason, occasion.message
     if reason is SnapshotReason.RECOVERY or (reason is SnapshotReason.REQUEST and message is not None):
         return False
+    if job.index is not None and scene.previous is None and not (found.left_out or found.ignored):
+        return (scene.start, None) == (found.tree, scene.imported.head)  # as it was made
     if reason is SnapshotReason.EXIT and (is_half_moved(job) or not _says(scene, occasion)):
         return False
     last = (scene.previous.tree, scene.previous.head) if scene.previous else (scene.start, None)

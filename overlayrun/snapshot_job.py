@@ -16,15 +16,13 @@ class SnapshotJob:
     """What a snapshot of one workspace needs to know.
 
     git_dir: common git directory of the user's repository. base: None for an unborn HEAD. dirty: commit of
-    the user's
-    uncommitted changes, its parent is base. upper, agent_git: upper layers of the tree and of the agent's
-    `.git`.
-    carried: root-relative paths that came from the host as ignored; nothing at or below is ever committed.
-    hashes:
-    file of the hash cache; its directory takes scratch files. exit_status: of the run, if it is over.
-    run_inside: runs
-    a command in the live sandbox, at the repository's root: (argv, stdin) -> (exit status, stdout).
-    session: the agent's, as far as it told. task: the user's own words for the run.
+    the user's uncommitted changes, its parent is base. upper, agent_git: upper layers of the tree and of the
+    agent's `.git`. index: where upper holds the whole tree, a git index with the stamps that its files had
+    when it was made; else None. carried: root-relative paths that came from the host as ignored; nothing at
+    or below is ever committed. hashes: file of the hash cache; its directory takes scratch files.
+    exit_status: of the run, if it is over. run_inside: runs a command in the live sandbox, at the
+    repository's root: (argv, stdin) -> (exit status, stdout). session: the agent's, as far as it told.
+    task: the user's own words for the run.
     """
 
     git_dir: str
@@ -36,6 +34,7 @@ class SnapshotJob:
     agent_git: str
     hashes: str
     command: str
+    index: str | None = None
     carried: tuple[bytes, ...] = ()
     exit_status: int | None = None
     run_inside: RunInside | None = None
@@ -65,3 +64,8 @@ class Snapshot:
     left_out: tuple[LeftOut, ...] = ()
     ignored: int = 0
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was ever changed, not even what no snapshot takes."""
+        return not (self.commit or self.changes.total or self.left_out or self.ignored)

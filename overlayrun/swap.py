@@ -8,16 +8,21 @@ takes the snapshot that is missing. Killed before that moment, nothing has happe
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from overlayrun.adopt import link_tree
+from overlayrun.backends.api import Place as Tree
+from overlayrun.backends.joining import join
+from overlayrun.backends.registry import fitting, make_tree
 from overlayrun.bases.freeze import freeze, remake, write_layer
+from overlayrun.bases.gitdir import complete_git_directory
 from overlayrun.bases.stack import doubtful
 from overlayrun.command import idle_command
 from overlayrun.errors import StoreError
-from overlayrun.files import remove_tree
+from overlayrun.files import identity_of, remove_tree
 from overlayrun.kernel import abi, syscalls
 from overlayrun.live import LiveSandbox
 from overlayrun.model import CommitId, TreeId
@@ -41,6 +46,11 @@ class Fresh:
     def upper(self) -> str:
         """The next upper of the tree."""
         return f"{self.root}/new/upper"
+
+    @property
+    def whole(self) -> str:
+        """What is noted of the next tree, where the upper holds the whole."""
+        return f"{self.root}/new/whole"
 
     @property
     def git(self) -> str:
@@ -86,15 +96,29 @@ def make_fresh(repository: Repository, layout: Layout, record: Record, tree: Tre
     if os.path.lexists(f"{fresh.root}/git"):
         _put_aside(place)
     remove_tree(fresh.root)
-    os.makedirs(fresh.upper)
-    os.chmod(fresh.upper, os.stat(place.upper).st_mode & 0o7777)
+    os.makedirs(f"{fresh.root}/new")
+    mode = stat.S_IMODE(os.stat(place.upper).st_mode)
     start = record.tree
     if record.dirty:
         start = Repo(record.common_dir).tree_of(record.dirty)
         os.makedirs(fresh.dirty)
         write_layer(repository, record.tree, start, fresh.dirty, fresh.root)
-    write_layer(repository, start, tree, fresh.upper, fresh.root)
+    changes = f"{fresh.root}/changes" if record.is_whole else fresh.upper
+    os.mkdir(changes)
+    os.chmod(changes, mode)
+    write_layer(repository, start, tree, changes, fresh.root)
+    if record.is_whole:
+        record.backend = fitting(layout, record.backend)
+        make_tree(layout, record, fresh.dirty, mode, Tree(fresh.upper, fresh.whole))
+        join(changes, fresh.upper)
+        remove_tree(changes)
     return fresh
+
+
+def complete_git(record: Record, fresh: Fresh) -> None:
+    """Give the next `.git`, which the caller has made, what an overlay would show below it."""
+    if record.is_whole:
+        complete_git_directory(fresh.git, f"{fresh.whole}/index")
 
 
 def copy_git(place: WorkspaceLayout, fresh: Fresh) -> None:
@@ -111,7 +135,7 @@ def open_fresh(repository: Repository, layout: Layout, record: Record, fresh: Fr
     """A sandbox without a command that shows the next state; the caller holds the lock and closes it."""
     view = view_of(repository, layout, record)
     view.upper, view.git_upper = fresh.upper, fresh.git
-    if record.dirty:
+    if record.dirty and not record.is_whole:
         view.stack[0] = fresh.dirty
     return LiveSandbox(sandbox_plan(view), idle_command(record))
 
@@ -138,8 +162,8 @@ def installed(layout: Layout, record: Record, fresh: Fresh) -> Iterator[str]:
     run = record.last_run
     ended = run.ended if run else None
     if run:
-        run.ended = None
-    record.inode = os.stat(fresh.upper).st_ino
+        run.ended, run.folder = None, False  # what is made has its HEAD in the agent's `.git`
+    record.inode = identity_of(fresh.upper)
     record.save(layout.workspace(record.id).record)
     yield _move_in(layout, record)
     if run:
@@ -150,7 +174,7 @@ def installed(layout: Layout, record: Record, fresh: Fresh) -> Iterator[str]:
 def complete(layout: Layout, record: Record) -> str | None:
     """Finish an exchange that a kill cut off, and give where the old state lies; None if there was none."""
     try:
-        is_begun = os.stat(_fresh(layout.workspace(record.id)).upper).st_ino == record.inode
+        is_begun = identity_of(_fresh(layout.workspace(record.id)).upper) == record.inode
     except FileNotFoundError:
         return None
     return _move_in(layout, record) if is_begun else None
@@ -176,6 +200,7 @@ def _move_in(layout: Layout, record: Record) -> str:
     for new, present, old in (
         (fresh.git, place.git_upper, f"{fresh.root}/git"),
         (fresh.dirty, place.dirty, f"{fresh.root}/dirty"),
+        (fresh.whole, place.whole, f"{fresh.root}/whole"),
     ):
         if not os.path.lexists(new):
             continue

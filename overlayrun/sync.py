@@ -27,6 +27,7 @@ from overlayrun.store.repo import Repo
 from overlayrun.store.trees import count_changes
 from overlayrun.swap import (
     Fresh,
+    complete_git,
     copy_git,
     installed,
     layers_kept,
@@ -193,12 +194,14 @@ def _fill(
     present, merge = states
     repo = Repo(record.common_dir)
     trees = Trees(start.files, present.snapshot.tree, merge.tree)
-    upper = Adoption(repo, os.fsencode(place.upper), os.fsencode(fresh.upper), trees, present.left_out)
+    old, new = os.fsencode(place.upper), os.fsencode(fresh.upper)
+    upper = Adoption(repo, old, new, trees, present.left_out, is_whole=record.is_whole)
     upper.take()
     if record.dirty:
         trees = Trees(start.base, start.files, repo.tree_of(record.dirty))
         Adoption(repo, os.fsencode(place.dirty), os.fsencode(fresh.dirty), trees, ()).take()
     copy_git(place, fresh)
+    complete_git(record, fresh)
     return tuple(Conflict(path, _IN_THE_WAY) for path in sorted(upper.in_the_way))
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from overlayrun.workspace.record import Record
 
 _PRIVATE: Final = ("/run/", "/tmp/", "/dev/", "/var/tmp/", "/var/run/", "/proc/")  # the sandbox's own
+_FOLDERS: Final = b"fuse.overlayrun"  # branches of all kinds: what `overlayrun open` shows
 # What ssh reads and what holds no key: public ones tell it which key of the agent to ask for.
 _SSH_SHOWN: Final = ("known_hosts", "known_hosts2", "config", "config.d")
 
@@ -93,15 +94,12 @@ def view_of(repository: Repository, layout: Layout, record: Record, choices: Cho
     for directory in (f"{place.work}/tree", f"{place.work}/git", f"{place.work}/home"):
         os.makedirs(directory)
     view = View(record.root, place.upper, place.git_upper, place.work)
-    dirty = [place.dirty] if record.dirty else []
-    carried = [f"{layout.root}/{layer}" for layer in record.carried_layers]
-    view.stack = [*dirty, *carried, *(f"{layout.root}/{layer}/tree" for layer in record.stack)]
-    # Below the changes and above the tree: nothing of it ever is in the upper, where a snapshot looks.
+    if record.is_whole:
+        view.whole = True
+    else:
+        _stack(view, layout, record)
     if will_run and record.profile == SEEDED:
-        seeds = f"{place.work}/seeds"
-        if seed_tree([place.upper, *view.stack], record.root, seeds):
-            view.stack[len(dirty) + len(carried) : 0] = [seeds]
-    view.git_stack = [f"{layout.root}/{record.stack[0]}/git"]
+        _seed(view, record)
     for number, path in enumerate(record.live):
         os.makedirs(f"{place.work}/live{number}")
         view.live.append((f"{record.root}/{path}", place.live(number), f"{place.work}/live{number}"))
@@ -124,6 +122,25 @@ def view_of(repository: Repository, layout: Layout, record: Record, choices: Cho
     return view
 
 
+def _stack(view: View, layout: Layout, record: Record) -> None:
+    dirty = [layout.workspace(record.id).dirty] if record.dirty else []
+    carried = [f"{layout.root}/{layer}" for layer in record.carried_layers]
+    view.stack = [*dirty, *carried, *(f"{layout.root}/{layer}/tree" for layer in record.stack)]
+    view.git_stack = [f"{layout.root}/{record.stack[0]}/git"]
+
+
+def _seed(view: View, record: Record) -> None:
+    """What spares an agent its installation; no snapshot takes it (`seeds.unkept`)."""
+    if view.whole:
+        seed_tree([view.upper], record.root, view.upper)
+        return
+    # Below the changes and above the tree: nothing of it ever is in the upper, where a snapshot looks.
+    seeds = f"{view.work}/seeds"
+    if seed_tree([view.upper, *view.stack], record.root, seeds):
+        above = bool(record.dirty) + len(record.carried_layers)
+        view.stack[above:0] = [seeds]
+
+
 def _closed_to_others(view: View) -> Iterator[str]:
     """What root can pass through on the way to what is shown, and nobody can't.
 
@@ -142,7 +159,7 @@ def _closed_to_others(view: View) -> Iterator[str]:
 def _outside(common_dir: str, layout: Layout, record: Record) -> Iterator[str]:
     """The real git directory and the state, where the workspace's own mount does not cover them."""
     covered = [f"{record.root}/"]
-    for path in (common_dir, layout.root):
+    for path in (common_dir, layout.root, *(path for path, kind in _mountpoints() if kind == _FOLDERS)):
         if not path.startswith(tuple(covered)):
             covered.append(f"{path}/")
             yield path
@@ -159,7 +176,8 @@ def _show_home(view: View, home: str, layout: Layout, record: Record) -> None:
     if record.home == "private" or not os.access(home, os.R_OK | os.X_OK):  # somebody else's: see owner.py
         return
     view.home_lowers = [home]
-    view.submounts = [path for path in _mountpoints() if path.startswith(f"{home}/")]
+    below = f"{home}/"
+    view.submounts = [path for path, kind in _mountpoints() if path.startswith(below) and kind != _FOLDERS]
 
 
 def _furnish_home(view: View, record: Record) -> None:
@@ -257,8 +275,14 @@ def _names(directory: str) -> list[str]:
         return []
 
 
-def _mountpoints() -> list[str]:
-    """Places of all mounts (proc_pid_mountinfo(5): field 5, with octal escapes)."""
+def _mountpoints() -> list[tuple[str, bytes]]:
+    """Places of all mounts and their types (proc_pid_mountinfo(5): field 5, escaped; after " - ")."""
     with open("/proc/self/mountinfo", "rb") as file:
-        fields = [line.split(b" ", 5)[4] for line in file.read().splitlines()]
-    return [os.fsdecode(field.decode("unicode_escape").encode("latin-1")) for field in fields]
+        lines = file.read().splitlines()
+    return [
+        (
+            os.fsdecode(line.split(b" ", 5)[4].decode("unicode_escape").encode("latin-1")),
+            line.partition(b" - ")[2].split(b" ", 1)[0],
+        )
+        for line in lines
+    ]

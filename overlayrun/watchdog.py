@@ -107,7 +107,7 @@ class Watchdog:
     def measure(self) -> Numbers:
         """Bytes of the changes, bytes taken of the disk just before, and the seconds that this took."""
         began, used = time.monotonic(), _used(os.statvfs(self._place))
-        size = size_on_disk(self._place) + sum(map(_size_of_guest, self._guests()))
+        size = size_of_changes(self._place) + sum(map(_size_of_guest, self._guests()))
         return size, used, time.monotonic() - began
 
     def _guests(self) -> list[str]:
@@ -144,9 +144,18 @@ def _used(disk: os.statvfs_result) -> int:
 
 def _size_of_guest(place: str) -> int:
     try:
-        return size_on_disk(place)
+        return size_of_changes(place)
     except FileNotFoundError:  # the user removed it
         return 0
+
+
+def size_of_changes(place: str) -> int:
+    """Bytes of a workspace's directory, less those of a whole tree as it was made. Raises OSError."""
+    try:
+        made = int(read_bytes(f"{WorkspaceLayout(place).whole}/size"))
+    except (FileNotFoundError, ValueError):
+        made = 0
+    return max(0, size_on_disk(place) - made)
 
 
 def size_on_disk(place: str) -> int:
@@ -292,9 +301,10 @@ class Watcher:
 
     def __init__(self, watchdog: Watchdog, orders: int, userns: int) -> None:
         self._reports, write = os.pipe()
+        supervisor = os.getpid()  # the child may begin after its death
         self._pid = syscalls.clone(0)  # half a megabyte less than by os.fork
         if self._pid == 0:
-            _watch(watchdog, orders, userns, write)
+            _watch(watchdog, supervisor, orders, userns, write)
         os.close(write)
 
     def end(self) -> str | None:
@@ -306,8 +316,7 @@ class Watcher:
         return text.decode("utf-8", "replace") or None
 
 
-def _watch(watchdog: Watchdog, orders: int, userns: int, report: int) -> NoReturn:
-    supervisor = os.getppid()
+def _watch(watchdog: Watchdog, supervisor: int, orders: int, userns: int, report: int) -> NoReturn:
     try:
         close_all_but({0, 1, 2, orders, userns, report})
         syscalls.prctl(abi.PR_SET_DUMPABLE, 0)

@@ -5,6 +5,9 @@ end SIZE COUNT   change COUNT files, print the monotonic clock in ns, end at onc
 repeat N ARGV…   run a command N times, print the milliseconds of each
 make COUNT       compile COUNT small C files and link them by make -j2, print the milliseconds
 compile SIZE     read up to 2,000 files, write an output for each and rename it; print the milliseconds
+rebase COUNT     rebase COUNT commits six times, print the milliseconds of each
+npm COUNT        install COUNT packages from tarballs three times, print the milliseconds of each
+rename COUNT     rename a file COUNT times, seven times over, print the microseconds of one each time
 """
 
 from __future__ import annotations
@@ -96,6 +99,87 @@ def _make(count: int) -> list[float]:
     return _repeat(1, ["make", "-s", "-j2"])
 
 
+def _quietly(*argv: str) -> None:
+    import subprocess  # here, for other programs of this file are measured from their start
+
+    subprocess.run(argv, check=True, capture_output=True)
+
+
+def _git(*words: str) -> None:
+    name = ("-c", "user.name=Bench", "-c", "user.email=bench@example.invalid")
+    _quietly("git", *name, *words)
+
+
+def _rebase(count: int) -> list[float]:
+    """One that is not measured goes first."""
+    _git("checkout", "-q", "-b", "topic")
+    for number in range(count):
+        _write(f"topic{number}", text_of(number))
+        _git("add", f"topic{number}")
+        _git("commit", "-q", "-m", f"topic {number}")
+    _git("checkout", "-q", "-b", "onto", f"topic~{count}")
+    _write("onto", "onto")
+    _git("add", "onto")
+    _git("commit", "-q", "-m", "onto")
+    spans = []
+    for _ in range(7):
+        _git("checkout", "-q", "-B", "work", "topic")
+        began = time.perf_counter_ns()
+        _git("rebase", "-q", "onto")
+        spans.append((time.perf_counter_ns() - began) / 1e6)
+    return spans[1:]
+
+
+def _npm(count: int) -> list[float]:
+    os.makedirs("npm/tarballs")
+    os.chdir("npm")
+    for number in range(count):
+        _pack(f"tarballs/p{number}.tgz", number)
+    wanted = [f"./tarballs/p{number}.tgz" for number in range(count)]
+    command = ["npm", "install", "--offline", "--no-audit", "--no-fund", "--silent", *wanted]
+    spans = []
+    for _ in range(4):
+        for name in ("node_modules", "package.json", "package-lock.json", "cache"):
+            _quietly("rm", "-rf", name)
+        _write("package.json", "{}")
+        began = time.perf_counter_ns()
+        _quietly(*command, "--cache", "cache")
+        spans.append((time.perf_counter_ns() - began) / 1e6)
+    return spans[1:]
+
+
+def _pack(path: str, number: int) -> None:
+    import io
+    import tarfile
+
+    with tarfile.open(path, "w:gz") as tarball:
+        described = json.dumps({"name": f"p{number}", "version": "1.0.0"})
+        for name, text in [("package.json", described), *((f"f{n}.js", text_of(n)) for n in range(20))]:
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(text)
+            tarball.addfile(info, io.BytesIO(text.encode()))
+
+
+def _rename(count: int) -> list[float]:
+    _write("here", "")
+    spans = []
+    for _ in range(7):
+        began = time.perf_counter_ns()
+        for _ in range(count // 2):
+            os.rename("here", "there")
+            os.rename("there", "here")
+        spans.append((time.perf_counter_ns() - began) / 1e3 / count)
+    return spans
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+_COUNTED = {"make": _make, "rebase": _rebase, "npm": _npm, "rename": _rename}
+
+
 def main() -> None:
     """Do what the arguments say."""
     what, number, *rest = sys.argv[1:]
@@ -105,8 +189,8 @@ def main() -> None:
         edit(int(number), int(rest[0]), str(time.time_ns()))
         os.write(1, b"%d" % time.monotonic_ns())
         os._exit(0)
-    elif what == "make":
-        _say(json.dumps(_make(int(number))))
+    elif what in _COUNTED:
+        _say(json.dumps(_COUNTED[what](int(number))))
     else:
         _say(json.dumps(_repeat(int(number), rest) if what == "repeat" else _compile(int(number))))
 

@@ -23,16 +23,33 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
     (("errors", "model"),),
     (
         (
-            *("kernel.calls", "kernel.abi", "kernel.syscalls", "kernel.namespaces", "kernel.attempt"),
+            *(
+                "kernel.calls",
+                "kernel.abi",
+                "kernel.fuse",
+                "kernel.syscalls",
+                "kernel.namespaces",
+                "kernel.attempt",
+            ),
+            "kernel.btrfs",
             *("kernel.groups", "kernel.cgroups"),
             *("kernel.abilities", "kernel.disk", "kernel.probe"),
         ),
     ),
     (("files", "streams", "values", "program"),),
     (
-        ("layers.names", "layers.marks", "layers.wire", "layers.upper", "layers.walk"),
+        ("layers.names", "layers.marks", "layers.wire", "layers.upper", "layers.walk", "layers.duplicate"),
         (
-            *("store.git", "store.settings", "store.refs", "store.location", "store.commits", "store.trees"),
+            *(
+                "store.git",
+                "store.settings",
+                "store.refs",
+                "store.location",
+                "store.commits",
+                "store.heads",
+                "store.last",
+                "store.trees",
+            ),
             *(
                 "store.repo",
                 "store.hashes",
@@ -45,12 +62,18 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
             *("store.ignore", "store.rule_tree", "store.merger", "store.landings", "store.compare"),
         ),
     ),
-    (("workspace.layout", "workspace.record", "workspace.lock", "workspace.catalogue", "workspace.names"),),
     (
-        ("process", "terminal", "relay", "control", "owner"),
+        (
+            *("control", "workspace.layout", "workspace.record", "workspace.lock", "workspace.catalogue"),
+            "workspace.names",
+        ),
+    ),
+    (
+        ("process", "terminal", "relay", "owner"),
         (
             *("bases.stack", "bases.index", "bases.freeze", "bases.dirty", "bases.ignored", "bases.carried"),
             "bases.gitdir",
+            "bases.gitcopy",
         ),
     ),
     (
@@ -58,12 +81,17 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
             *("sandbox.environment", "sandbox.network", "sandbox.profiles", "sandbox.seeds", "sandbox.home"),
             "sandbox.secrets",
             *("sandbox.covers", "sandbox.plan", "sandbox.limits", "sandbox.mounts", "sandbox.seccomp"),
-            *("sandbox.landlock", "sandbox.switches", "sandbox.asking", "sandbox.confinement"),
+            *("sandbox.landlock", "sandbox.switches", "sandbox.confinement"),
+            *("sandbox.renaming", "sandbox.renames", "sandbox.asking"),
             *("sandbox.reading", "sandbox.trees"),
+        ),
+        (
+            *("backends.api", "backends.joining", "backends.overlay", "backends.btrfs", "backends.reflink"),
+            *("backends.copy", "backends.registry"),
         ),
     ),
     (
-        ("keeper", "live", "view", "command", "idle"),
+        ("keeper", "joined", "live", "view", "command", "idle"),
         ("ports", "tunnel", "proxy_rules", "proxy", "publish", "connections"),
         ("reader", "collector", "masking", "account", "wording", "snapshot_job", "chain", "snapshot"),
         ("carriers", "incoming"),
@@ -73,7 +101,10 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
         (
             *(
                 "removal",
+                "halfway",
+                "chosen_backend",
                 "prepare",
+                "folders.gitdir",
                 "capture",
                 "hearing",
                 "adopt",
@@ -92,6 +123,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
                 "watchdog",
                 "guide",
                 "whereami",
+                "along",
                 "fork",
                 "guests",
                 "answers",
@@ -100,7 +132,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
                 "run",
                 "forward",
             ),
-            *("sync", "inside", "inspection"),
+            *("sync", "absorb", "inside", "inspection"),
         ),
     ),
     (
@@ -134,7 +166,12 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
         ("agents.claude", "agents.codex", "agents.jsonc", "agents.recipes", "agents.integration"),
         ("agents.mcp_results", "agents.mcp_calls", "agents.mcp"),
         ("agents.opencode.servers", "agents.opencode.hub"),
-        ("folders.api",),
+        (
+            *("folders.api", "folders.nodes", "folders.device", "folders.passthrough", "folders.requests"),
+            *("folders.top", "folders.filesystem", "folders.channel", "folders.server"),
+            *("folders.trees", "folders.place", "folders.shown", "folders.branches"),
+            *("folders.commits", "folders.daemon", "folders.examination"),
+        ),
     ),
     (
         (
@@ -199,7 +236,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
             ),
             *("cli.queue", "cli.live", "cli.reconcile", "cli.conflicts", "cli.sync"),
             *("cli.bring", "cli.restore", "cli.rm", "cli.gc", "cli.doctor", "cli.config", "cli.completion"),
-            *("cli.mcp", "cli.hub", "cli.integrate"),
+            *("cli.mcp", "cli.hub", "cli.integrate", "cli.open"),
             *("cli.batch_options", "cli.batch_lines", "cli.batch_table", "cli.batch_engine"),
             *("cli.batch_publish", "cli.batch_end", "cli.batch_runs", "cli.batch", "cli.worker"),
         ),
@@ -210,9 +247,11 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
 LATE_IMPORTS: Final = {
     "batch.worker": "forks its launcher before it loads Dask, which is an extra and starts threads",
     "bases.carried": "needs pathspec (20 ms to import) only where a .worktreeinclude is",
+    "chosen_backend": "needs the backends (5 ms) once after each start of the machine, and where no overlay is",
     "cli.batch": "needs rich (60 ms to import) only for a live table on a terminal",
     "cli.batch_engine": "needs Dask, which is an extra and takes 400 ms to import",
     "cli.conflicts": "needs rich (60 ms to import) only for a bar on a terminal",
+    "cli.fork": "needs pygit2 (45 ms to import) only where no branch is named or a snapshot is to be taken",
     "cli.mcp": "needs the protocol's SDK, which is an extra and takes 800 ms to import",
     "cli.main": "loads a command's module, and with it rich or pygit2, only when that command is called",
     "cli.render": "needs rich (40 ms to import) only for a table on a terminal",
@@ -228,6 +267,7 @@ LATE_IMPORTS: Final = {
     "cli.doctor": "needs the inspection only for --sandbox",
     "supervisor": "needs sockets (3 ms) and pygit2 (65 ms) only for a command that goes on for a while",
     "terminal": "needs termios (1 ms) only on a terminal",
+    "workspace.lock": "needs sockets (3 ms to import) only for a branch that is shown as a folder",
     "workspace.layout": "needs hashlib (2 ms to import) only where OVERLAYRUN_STATE_DIR is set",
     "workspace.record": "needs json (4 ms to import) only for what is no throwaway",
 }

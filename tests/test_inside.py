@@ -11,7 +11,7 @@ from conftest import UserRepo, copy_repo
 
 from overlayrun.answers import Answers
 from overlayrun.errors import UsageError
-from overlayrun.fork import Forks
+from overlayrun.fork import Forks, Wanted
 from overlayrun.model import BranchName, TreeId
 from overlayrun.workspace.record import Record
 
@@ -250,6 +250,9 @@ def test_a_command_has_a_budget_of_snapshots(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_run_makes_64_forks_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """The count alone: making them takes longer than it tells."""
     monkeypatch.setattr(Forks, "made", 64)
-    forks = Forks(None, None, None, None)  # type: ignore[arg-type]  # nothing is asked of them before the count
+    forks = Forks(None, None)  # type: ignore[arg-type]  # nothing is asked of them before the count
     with pytest.raises(UsageError, match="has made 64 forks"):
-        forks.check(None)
+        forks.check(Wanted(None))
+    monkeypatch.setattr(Forks, "made", 60)
+    with pytest.raises(UsageError, match="and may make 64"):
+        forks.check(Wanted(None, 5))

@@ -197,10 +197,11 @@ async def fork(
         str | None, Field(pattern=r"^[^-]", description="Branch to fork; left out inside a workspace.")
     ] = None,
     name: Annotated[str | None, Field(pattern=r"^[^-]", description="Name of the new branch.")] = None,
+    count: Annotated[int, Field(ge=1, le=64, description="How many; then NAME-1, NAME-2, and so on.")] = 1,
 ) -> results.Forked:
-    """Make a new branch from the present state of another, running or not, uncommitted work included."""
+    """Make new branches from the present state of another, running or not, uncommitted work included."""
     words = [branch] if branch else []
-    return results.Forked.model_validate(await ask("fork", *words, *_options(branch=name)))
+    return results.Forked.model_validate(await ask("fork", *words, *_options(branch=name, count=str(count))))
 
 
 def _options(**given: str | None) -> list[str]:

@@ -206,10 +206,18 @@ class Discarded(Result):
     branch: str
 
 
-class Forked(Result):
-    """A new branch from the present state of another. number: of the snapshot that it began at."""
+class ForkedBranch(Result):
+    """One of them."""
 
     branch: str
+    id: str
+
+
+class Forked(Result):
+    """New branches from the present state of another. number: of the snapshot that they began at."""
+
+    branch: str = Field(description="The first of them.")
+    forks: list[ForkedBranch]
     source: str
     number: int | None
     left_out: list[LeftOut]

@@ -11,7 +11,7 @@ import hashlib
 import os
 import stat
 
-from overlayrun.files import copy_file, read_bytes, remove_tree, write_whole
+from overlayrun.files import copy_file, flush_disk, flush_file, read_bytes, remove_tree, write_whole
 from overlayrun.model import CarryPolicy
 
 TYPE_CHECKING = False
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from overlayrun.workspace.layout import Layout
 
 _OWN_LAYER: Final = 500  # entries
+_FEW: Final = 100  # files that are flushed one by one, 0.4 ms each
 _CLOSED: Final = ("!", "-type", "l", "!", "-readable", "-print0", "-prune")  # tests of find(1)
 
 
@@ -130,7 +131,7 @@ def _large(
         tell(f"carrying {os.fsdecode(path)} along: {entries} entries")
         if not _freeze(layout, root, layer, [path], policy) and policy is CarryPolicy.LINK:
             tell(f"hard links of {os.fsdecode(path)} are refused here: it was copied")
-    write_whole(note, _write_known(layer, times), durable=False)
+    write_whole(note, _write_known(layer, times), durable=True)
     return layer
 
 
@@ -221,7 +222,8 @@ def _freeze(layout: Layout, root: str, layer: str, paths: Sequence[bytes], polic
             unreadable += _output("find", os.fsdecode(source), *_CLOSED)
     _make_ours(os.fsencode(aside))
     if unreadable:
-        write_whole(f"{place}.unreadable", unreadable, durable=False)
+        write_whole(f"{place}.unreadable", unreadable, durable=True)
+    _flush(os.fsencode(aside))
     try:
         os.rename(aside, place)
     except OSError:
@@ -229,6 +231,25 @@ def _freeze(layout: Layout, root: str, layer: str, paths: Sequence[bytes], polic
         if not os.path.isdir(place):
             raise
     return all_linked
+
+
+def _flush(layer: bytes) -> None:
+    """Let what was copied reach the disk before the layer has its name: a power cut would leave empty files.
+
+    What is a hard link of the user's file is not ours to flush.
+    """
+    copies = []
+    for directory, _, files in os.walk(layer):
+        infos = [(os.path.join(directory, name), os.lstat(os.path.join(directory, name))) for name in files]
+        copies += [path for path, info in infos if stat.S_ISREG(info.st_mode) and info.st_nlink == 1]
+        if len(copies) > _FEW:
+            return flush_disk(layer)
+    for path in copies:
+        try:
+            flush_file(path)
+        except PermissionError:
+            return flush_disk(layer)
+    return None
 
 
 def _make_ours(layer: bytes) -> None:
@@ -284,5 +305,5 @@ def default_policy(layout: Layout) -> CarryPolicy:
         for path in (source, f"{source}2"):
             if os.path.exists(path):
                 os.unlink(path)
-        write_whole(probe, b"reflink" if shares else b"link", durable=False)
+        write_whole(probe, b"reflink" if shares else b"link", durable=True)
     return CarryPolicy(read_bytes(probe).decode())

@@ -161,6 +161,7 @@ def _commit(
         copy_file(own, index)
     env = {"GIT_INDEX_FILE": index, "GIT_OPTIONAL_LOCKS": "1"}
     plain = ["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "core.splitIndex=false"]
+    plain += ["-c", "core.fsync=loose-object"]  # git flushes none by default, and a ref will name them
 
     def on_copy(*command: str, data: bytes = b"") -> str:
         words = [*plain, f"--work-tree={layer}", *command]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from overlayrun.files import read_bytes, write_new
+from overlayrun.files import copy_file, read_bytes, write_new
 from overlayrun.store.git import git
 
 TYPE_CHECKING = False
@@ -83,6 +83,13 @@ def write_git_directory(
             continue
     with open(f"{place}/info/exclude", "a", encoding="ascii") as file:
         file.writelines(f"\n{pattern}" for pattern in excluded)
+
+
+def complete_git_directory(place: str, index: str) -> None:
+    """Add what else comes from the template below, for a `.git` that is shown without an overlay."""
+    for directory in ("objects/info", "objects/pack", "refs/heads", "info"):
+        os.makedirs(f"{place}/{directory}", exist_ok=True)
+    copy_file(index, f"{place}/index")
 
 
 def is_touched(upper: str, git_upper: str) -> bool:

@@ -36,7 +36,7 @@ def known_ignored(repository: Repository, layout: Layout) -> list[bytes]:
     ignored = [path for path in git(_LIST, cwd=repository.root).split(b"\0") if path]
     lines = [_line(path, began) for path in _rule_files(repository)]
     lines += _watched(os.fsencode(repository.root), frozenset(path.rstrip(b"/") for path in ignored), began)
-    write_whole(note, b"\0".join([b"%d" % len(ignored), *ignored, *lines]), durable=False)
+    write_whole(note, b"\0".join([b"%d" % len(ignored), *ignored, *lines]), durable=True)
     return ignored
 
 

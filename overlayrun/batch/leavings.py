@@ -71,7 +71,8 @@ def free_branch(repository: Repository, layout: Layout, attempt: Attempt, tell: 
     held = lock(place.lock)
     try:
         ref = _mark_of(place.attempt)
-        if not ref and record.last_run is None and not os.listdir(place.upper):  # killed before it began
+        # Killed before it began; a whole tree is never empty, and without a run nothing has changed it.
+        if not ref and record.last_run is None and (record.is_whole or not os.listdir(place.upper)):
             ref = attempt.ref
         if not ref.startswith(attempt.ref.rpartition("/")[0] + "/"):
             raise UsageError(

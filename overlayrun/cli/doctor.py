@@ -15,9 +15,11 @@ from overlayrun.cli.render import coloured, on_terminal, say, say_json
 from overlayrun.cli.words import json_option
 from overlayrun.doctor import examine
 from overlayrun.errors import UsageError
+from overlayrun.folders.examination import examine_folders
 from overlayrun.inspection import Inspection, Place, Reach, inspect
 from overlayrun.report import printable
 from overlayrun.store.location import Repository
+from overlayrun.workspace.layout import Layout, state_directory
 
 _COLOURS: Final = {State.OK: "green", State.LIMITED: "yellow", State.MISSING: "red"}
 _REACH_COLOURS: Final = {
@@ -49,7 +51,9 @@ def doctor_command(*, sandbox: bool, words: tuple[str, ...], as_json: bool) -> i
         return _try_sandbox(words, as_json=as_json)
     if words:
         raise UsageError(f"doctor takes no {words[0]!a}", hint="overlayrun doctor --help")
-    findings = examine(_repository())
+    repository = _repository()
+    state = state_directory(repository.common_dir) if repository else None
+    findings = [*examine(repository), *examine_folders(Layout(state) if state else None)]
     missing = sum(finding.state is State.MISSING for finding in findings)
     if as_json:
         say_json({"findings": [_shape(finding) for finding in findings], "missing": missing})

@@ -61,11 +61,19 @@ def _parse(words: Sequence[str]) -> tuple[dict[str, Any], bool] | None:
             request["branch"] = rest.pop(0)
         elif request["op"] == "fork" and flag == "--branch" and equals:
             request["branch"] = value
+        elif request["op"] == "fork" and _is_count(word, rest):
+            request["count"] = int(value if equals else rest.pop(0))
         elif request["op"] == "fork" and word == inside_of():
             request.pop("path", None)  # the run's own branch was named
         else:
             return None
     return request, as_json
+
+
+def _is_count(word: str, rest: Sequence[str]) -> bool:
+    flag, equals, value = word.partition("=")
+    number = value if equals else (rest or [""])[0]
+    return (flag == "--count" or word == "-n") and number.isascii() and number.isdigit() and int(number) > 0
 
 
 def ask_inside(request: dict[str, Any]) -> dict[str, Any]:
@@ -115,13 +123,16 @@ def fork_shape(told: dict[str, Any]) -> dict[str, Any]:
 
 
 def fork_lines(told: dict[str, Any]) -> Iterator[str]:
-    """What came of a fork."""
+    """What came of a fork, or of several."""
     at = f"snapshot {told['number']}" if told["number"] else "the start"
-    yield f"branch {told['branch']}: a fork of {told['source']}, at {at}"
+    for each in told["forks"]:
+        yield f"branch {each['branch']}: a fork of {told['source']}, at {at}"
     for path, reason in told["left_out"]:
-        yield f"left out: {printable(path)}: {printable(reason)}"
+        yield f"not in the snapshot: {printable(path)}: {printable(reason)}"
     yield from (printable(note) for note in told["notes"])
-    yield f"start something in it{', outside' if inside_of() else ''}: {told['start']}"
+    where = ", outside" if inside_of() else ""
+    what = f"start something in {'it' if len(told['forks']) == 1 else 'each'}{where}: "
+    yield what + (told["start"] if len(told["forks"]) == 1 else "overlayrun -b NAME -- COMMAND")
 
 
 def _span(seconds: float) -> str:

@@ -24,12 +24,14 @@ from overlayrun.workspace.catalogue import broken, records, repositories
 from overlayrun.workspace.layout import Layout
 
 _HEADS = ("BRANCH", "STATE", "FILES", "LINES", "AHEAD", "CONFLICTS", "SNAPSHOTS", "DISK", "USED", "COMMAND")
+_ORPHAN = "(fork of a removed branch) "
 
 
 @click.command("ls", short_help="List the branches with a workspace.")
 @click.option("--all", "everywhere", is_flag=True, help="Of every repository of yours that has any.")
+@click.option("--tree", "as_tree", is_flag=True, help="Forks below the branch that they were made from.")
 @json_option
-def ls_command(*, everywhere: bool, as_json: bool) -> None:
+def ls_command(*, everywhere: bool, as_tree: bool, as_json: bool) -> None:
     """List the branches that have a workspace: state, size of the change, snapshots, bytes on disk.
 
     Conflicts are as of the last look, paths with the target and other branches: overlayrun conflicts.
@@ -46,8 +48,9 @@ def ls_command(*, everywhere: bool, as_json: bool) -> None:
             say(coloured(printable(items[0].record.root), "cyan"))
         if items:
             foreseen = _foreseen(layout, items)
-            rows = [_row(item, foreseen[item.record.id]) for item in items]
-            say_with_sessions(_HEADS, rows, [item.session for item in items])
+            twigs = _twigs(items) if as_tree else [("", item) for item in items]
+            rows = [_row(item, foreseen[item.record.id], twig) for twig, item in twigs]
+            say_with_sessions(_HEADS, rows, [item.session for _, item in twigs])
             _look_again(layout, items)
         for path in broken(layout):
             tell(f"broken: {printable(path)}: see: overlayrun doctor")
@@ -98,17 +101,38 @@ def _look_again(layout: Layout, items: list[Overview]) -> None:
         refresh_in_background(layout, items[0].record.common_dir, targets)
 
 
+def _twigs(items: list[Overview]) -> list[tuple[str, Overview]]:
+    """Each branch with what is drawn before it: forks follow the branch that they were made from.
+
+    Where that one is gone they stand at the top.
+    """
+    known = {item.record.id for item in items}
+    below: dict[str | None, list[Overview]] = {}
+    for item in items:
+        below.setdefault(item.record.parent if item.record.parent in known else None, []).append(item)
+    drawn: list[tuple[str, Overview]] = []
+    waiting = [(_ORPHAN * bool(item.record.parent), "", item) for item in reversed(below.get(None, []))]
+    while waiting:
+        before, under, item = waiting.pop()
+        drawn.append((before, item))
+        forks = below.get(item.record.id, [])
+        for number, fork in reversed(list(enumerate(forks, 1))):
+            is_last = number == len(forks)
+            waiting.append((under + ("└ " if is_last else "├ "), under + ("  " if is_last else "│ "), fork))
+    return drawn
+
+
 def _state_text(item: Overview) -> str:
     if item.landed and item.state is State.IDLE:
         return "landed"
     return f"{item.state.value}, {item.turn.value}" if item.turn else item.state.value
 
 
-def _row(item: Overview, conflicts: str) -> list[str]:
+def _row(item: Overview, conflicts: str, twig: str) -> list[str]:
     run = item.record.last_run
     used = (run.ended or run.started) if run else item.record.created
     return [
-        item.record.branch,
+        twig + item.record.branch,
         _state_text(item),
         str(item.change.files),
         f"+{item.change.insertions} -{item.change.deletions}",

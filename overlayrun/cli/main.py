@@ -31,7 +31,7 @@ _IN_CI: Final = frozenset({"batch", "worker"})
 # A module is loaded when its command is called. Order: as the help shows them.
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Run": ("run", "exec", "shell"),
-    "Look": ("ls", "status", "show", "log", "diff"),
+    "Look": ("ls", "status", "show", "log", "diff", "open"),
     "Keep": ("snapshot", "fork", "restore"),
     "Bring home": ("apply", "merge", "sync", "rm"),
     "Bring all home": ("reconcile", "queue", "approve", "unapprove", "conflicts"),
@@ -66,6 +66,7 @@ MODULES: Final[dict[str, str]] = {
     "integrate": "integrate",
     "hook": "integrate",
     "mcp": "mcp",
+    "open": "open",
     "gc": "gc",
     "doctor": "doctor",
     "config": "config",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from overlayrun.errors import UsageError
-from overlayrun.model import AgentState, CarryPolicy, DirtyPolicy, HomePolicy, RunOptions
+from overlayrun.model import AgentState, BackendKind, CarryPolicy, DirtyPolicy, HomePolicy, RunOptions
 from overlayrun.values import cores, count, port, seconds, size
 
 TYPE_CHECKING = False
@@ -55,6 +55,9 @@ RUN_OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "--carry", _choice(CarryPolicy), "How ignored files come along (default: what this disk does best)."
     ).of(CarryPolicy),
+    Option("--backend", _choice(BackendKind), "How a new branch gets its tree: see `overlayrun doctor`.").of(
+        BackendKind, BackendKind.AUTO
+    ),
     Option("--home", _choice(HomePolicy), "What the command sees as HOME.").of(HomePolicy, HomePolicy.COW),
     Option("--rm", None, "Throwaway: tell what would have changed, keep nothing."),
     Option("--keep", None, "With --rm: keep the branch after all if anything changed."),

@@ -11,6 +11,7 @@ from typing import Any, Final, NoReturn
 
 import click  # noqa: TID251  # this is overlayrun/cli/
 
+from overlayrun.absorb import absorb
 from overlayrun.carriers import Carrier
 from overlayrun.cli.carrying import (
     carrier_lines,
@@ -38,7 +39,7 @@ from overlayrun.reconcile.reconciler import Outcome, Reconciler
 from overlayrun.reconcile.settings import KEYS, LandingMode, Settings, parse_value, read_settings
 from overlayrun.report import printable
 from overlayrun.store.refs import parse_branch_name
-from overlayrun.workspace.catalogue import find
+from overlayrun.workspace.catalogue import find, find_exact
 from overlayrun.workspace.record import Record
 
 # What the end tells again, or a line has told of before.
@@ -95,12 +96,21 @@ def merge_command(
 
     Before files that run code on your machine when opened or built come to you, you are asked; without a
     terminal such a branch is left out, and the exit code is 3.
+
+    Into a branch that has a workspace, such as the one that a fork came from, the files come there, whether
+    it runs or not, and nothing is checked.
     """
     opened = open_here()
     settings = settings_of(opened, given)
     status = 0
     shapes = []
     for target, wanted in _by_target([_find(opened, text) for text in branches], into).items():
+        parent = find_exact(opened.layout, target)
+        if parent is not None:
+            _refuse_check(target, given)
+            shapes.append(_absorbed(opened, parent, wanted, dry_run=dry_run, as_json=as_json))
+            status = max(status, shapes[-1]["status"])
+            continue
         report = Report(settings, as_json=as_json)
         ask = _ask if has_someone(as_json=as_json) else None
         with Reconciler(opened.repository, opened.layout, target, settings, report.show, ask) as worker:
@@ -113,6 +123,43 @@ def merge_command(
     if as_json:
         say_json({"targets": shapes})
     return status
+
+
+def _absorbed(
+    opened: Opened, parent: Record, wanted: Sequence[Record], *, dry_run: bool, as_json: bool
+) -> dict[str, Any]:
+    """Merge branches into a workspace, one after another."""
+    shape = _shape(parent.branch)
+    for record in wanted:
+        done = absorb(opened.repository, opened.layout, parent, record, dry_run=dry_run)
+        if not as_json:
+            say(done.said)
+            for each in done.conflicts:
+                say(f"conflict: {printable(os.fsdecode(each.path))} ({each.kind})")
+        paths = [{"path": os.fsdecode(each.path), "kind": each.kind} for each in done.conflicts]
+        if paths:
+            shape["conflicts"].append({"branch": record.branch, "paths": paths})
+            shape["status"] = 1
+        elif done.files:
+            commit = done.snapshot["tip"] if done.snapshot else None
+            nothing: dict[str, Any] = {"carriers": [], "bare": [], "unsafe": []}
+            landed = {"branch": record.branch, "commit": commit, "files": done.files, **nothing}
+            shape["landed"].append(landed)
+    return shape
+
+
+def _refuse_check(target: BranchName, given: dict[str, Any]) -> None:
+    if given.get("check") is not None:
+        raise UsageError(
+            f"{target} is a branch with a workspace: what comes into it is not checked",
+            hint="leave --check out; it is for the way from there to its own target",
+        )
+
+
+def _shape(target: BranchName) -> dict[str, Any]:
+    """Of a merge that came to nothing."""
+    lists: dict[str, Any] = {name: [] for name in ("landed", "conflicts", "failed", "withheld")}
+    return {"target": target, **lists, "waiting": 0, "status": 0}
 
 
 def _ask(item: Item, carriers: Sequence[Carrier]) -> bool:

@@ -27,6 +27,8 @@ def workspace_shape(item: Overview) -> dict[str, Any]:
         "base": record.base,
         "dirty": record.dirty,
         "target": record.target,
+        "parent": item.parent,
+        "parent_id": record.parent,
         "created": record.created,
         "prompt": record.prompt,
         **session_shape(item.session, item.turn),

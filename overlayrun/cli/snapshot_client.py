@@ -115,11 +115,14 @@ def _ask_from_inside(wanted: Wanted, inside: str) -> dict[str, Any]:
 
 
 def ask_running(
-    layout: Layout, record: Record, message: str | None, *, force_large: bool = False
+    layout: Layout, record: Record, message: str | None, *, force_large: bool = False, wait: float = 2.0
 ) -> dict[str, Any]:
-    """Let a running workspace take a snapshot, and give its answer. Raises SnapshotError, WorkspaceError."""
+    """Let a running workspace take a snapshot, and give its answer. Raises SnapshotError, WorkspaceError.
+
+    wait: seconds in which a run that is only starting may open its socket.
+    """
     request = _request(message) | ({"force_large": True} if force_large else {})
-    return _checked(ask(layout.workspace(record.id).sockets, "outside", request)[0])
+    return _checked(ask(layout.workspace(record.id).sockets, "outside", request, wait=wait)[0])
 
 
 def _request(message: str | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from overlayrun.cli.shapes import change_shape, run_shape, session_shape
 from overlayrun.cli.words import json_option
 from overlayrun.control import ask
 from overlayrun.errors import WorkspaceError
+from overlayrun.folders.place import status_of
 from overlayrun.overview import State, state_of, turn_of
 from overlayrun.process import Usage, usages
 from overlayrun.report import printable
@@ -55,13 +56,23 @@ def status_command(*, as_json: bool) -> None:
     opened = open_here()
     running = list(_running(opened))
     if as_json:
-        say_json({"tree": _tree_shape(opened), "running": [_shape(item) for item in running]})
+        told = {"tree": _tree_shape(opened), "running": [_shape(item) for item in running]}
+        say_json({**told, "folders": status_of(opened.layout)})
         return
     say(_tree_line(opened))
+    folders = status_of(opened.layout)
+    if folders is not None:
+        say(_folders_line(folders))
     if not running:
         say("nothing runs")
         return
     say_with_sessions(_HEADS, [_row(item) for item in running], [_session(item) for item in running])
+
+
+def _folders_line(told: dict[str, Any]) -> str:
+    names = [f"{one['branch']}{' (live)' * one['live']}" for one in told["branches"]]
+    used = f": {printable(', '.join(names))}" if names else ""
+    return f"folders in {printable(told['place'])} (process {told['pid']}){used}"
 
 
 def _running(opened: Opened) -> Iterator[_Running]:

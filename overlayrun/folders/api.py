@@ -26,13 +26,15 @@ class Tree:
     """A directory to be shown.
 
     fd: of it, O_PATH, the receiver's to close. key: the same as long as the tree is the same. replaced:
-    (path, descriptor of a regular file) below it that is shown in another's place.
+    (path, descriptor of a regular file) below it that is shown in another's place. live: others write in it
+    too, so nothing of it is kept in a cache.
     """
 
     fd: int
     writable: bool
     key: str
     replaced: tuple[tuple[str, int], ...] = ()
+    live: bool = False
 
 
 class Answers(Protocol):

@@ -53,6 +53,7 @@ MOUNT_ATTR_IDMAP: Final = 0x00100000
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 PR_CAPBSET_DROP: Final = 24
+PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_SECUREBITS: Final = 28
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
@@ -70,8 +71,19 @@ LINUX_CAPABILITY_VERSION_3: Final = 0x20080522
 CAP_SETFCAP: Final = 31
 CAP_DAC_READ_SEARCH: Final = 2
 
+# linux/stat.h, linux/fcntl.h: statx(2)
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+STATX_BTIME: Final = 0x800
+STATX_MNT_ID: Final = 0x1000  # 5.8
+STATX_SIZE: Final = 256  # of struct statx
+# Of struct statx: what is known and links; by offset birth (s, ns) and number of the mount
+STATX_HEAD: Final = "I12xI"
+STATX_BIRTH: Final = (80, "qI")
+STATX_MOUNT: Final = (144, "Q")
+
 # linux/fs.h: ioctl FICLONE, flags of renameat2(2)
 FICLONE: Final = 0x40049409
+RENAME_NOREPLACE: Final = 0x1
 RENAME_EXCHANGE: Final = 0x2
 RENAME_WHITEOUT: Final = 0x4
 
@@ -116,6 +128,7 @@ NR_CLONE: Final = _CALLS["clone"]
 NR_SECCOMP: Final = _CALLS["seccomp"]
 NR_KEYCTL: Final = _CALLS["keyctl"]
 NR_RENAMEAT2: Final = _CALLS["renameat2"]
+NR_STATX: Final = _CALLS["statx"]
 NR_OPEN_TREE: Final = _CALLS["open_tree"]
 NR_MOVE_MOUNT: Final = _CALLS["move_mount"]
 NR_FSOPEN: Final = _CALLS["fsopen"]
@@ -153,14 +166,19 @@ SOCK_FILTER: Final = "HBBI"  # struct sock_filter: code, skip if true, skip if f
 SECCOMP_SET_MODE_FILTER: Final = 1
 SECCOMP_FILTER_FLAG_SPEC_ALLOW: Final = 0x4
 SECCOMP_FILTER_FLAG_NEW_LISTENER: Final = 0x8
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: Final = 0x20  # 5.19
 SECCOMP_RET_KILL_PROCESS: Final = 0x80000000
 SECCOMP_RET_ERRNO: Final = 0x00050000  # with the errno in the low 16 bits
 SECCOMP_RET_USER_NOTIF: Final = 0x7FC00000
 SECCOMP_RET_ALLOW: Final = 0x7FFF0000
 SECCOMP_IOCTL_NOTIF_RECV: Final = 0xC0502100
 SECCOMP_IOCTL_NOTIF_SEND: Final = 0xC0182101
-SECCOMP_NOTIF_SIZE: Final = 80  # of struct seccomp_notif
-SECCOMP_NOTIF: Final = "=QIIi"  # its beginning: id, pid, flags, number of the call
+SECCOMP_IOCTL_NOTIF_ID_VALID: Final = 0x40082102
+SECCOMP_IOCTL_NOTIF_SET_FLAGS: Final = 0x40082104  # 6.6
+SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP: Final = 0x1
+SECCOMP_USER_NOTIF_FLAG_CONTINUE: Final = 0x1
+# struct seccomp_notif: id, pid, flags; of the call its number, architecture, address and arguments
+SECCOMP_NOTIF: Final = "=QIIiIQ6Q"
 SECCOMP_NOTIF_RESP: Final = "=QqiI"  # struct seccomp_notif_resp: id, value, error, flags
 
 # linux/audit.h

@@ -26,6 +26,7 @@ _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.signalfd.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
+_libc.fallocate64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _libc.prlimit64.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 
@@ -226,20 +227,39 @@ def signalfd(signals: Iterable[int]) -> int:
     )
 
 
-def renameat2(old: str, new: str, flags: int) -> None:
-    """renameat2(2) of two paths."""
-    _checked(
-        _syscall(
-            _long(abi.NR_RENAMEAT2),
-            _long(abi.AT_FDCWD),
-            os.fsencode(old),
-            _long(abi.AT_FDCWD),
-            os.fsencode(new),
-            _long(flags),
-        ),
-        "renameat2",
-        old,
-    )
+def renameat2(
+    old: str,
+    new: str,
+    flags: int,
+    *,
+    directories: tuple[int, int] = (abi.AT_FDCWD, abi.AT_FDCWD),
+    mark: int = 0,
+) -> None:
+    """renameat2(2). directories: descriptors that the paths start at. mark: see `sandbox.seccomp`.
+
+    It lies in the register that the call ignores.
+    """
+    from_there, to_there = directories
+    arguments = _long(from_there), os.fsencode(old), _long(to_there), os.fsencode(new), _long(flags)
+    _checked(_syscall(_long(abi.NR_RENAMEAT2), *arguments, ctypes.c_ulong(mark)), "renameat2", old)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2); Python has only the mode 0."""
+    _checked(_libc.fallocate64(fd, mode, offset, length), "fallocate")
+
+
+def statx(fd: int) -> tuple[int, int, int]:
+    """statx(2) of a descriptor: its mount, links, birth in ns since the epoch; what is unknown is 0."""
+    found = ctypes.create_string_buffer(abi.STATX_SIZE)
+    mask = abi.STATX_BTIME | abi.STATX_MNT_ID
+    arguments = _long(fd), b"", _long(abi.AT_EMPTY_PATH), _long(mask), found
+    _checked(_syscall(_long(abi.NR_STATX), *arguments), "statx")
+    known, links = struct.unpack_from(abi.STATX_HEAD, found)
+    seconds, rest = struct.unpack_from(abi.STATX_BIRTH[1], found, abi.STATX_BIRTH[0])
+    (mount_id,) = struct.unpack_from(abi.STATX_MOUNT[1], found, abi.STATX_MOUNT[0])
+    birth = seconds * 10**9 + rest if known & abi.STATX_BTIME else 0
+    return (mount_id if known & abi.STATX_MNT_ID else 0), links, birth
 
 
 def seccomp(program: bytes, flags: int = 0) -> int:

@@ -25,6 +25,7 @@ _OPEN_LEVELS: Final = (
 )
 _KINDS: Final = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 _RULES: Final = ".gitignore"
+_LISTINGS: Final = 5
 _FULL: Final = 1 << 16  # bytes that are worth a write
 
 
@@ -39,10 +40,11 @@ class _Level:
 
 @dataclass(slots=True)
 class _Server:
-    """The answering end. root: descriptor of the layer."""
+    """The answering end. root: descriptor of the layer. has_marks: it is one, and no whole tree."""
 
     root: int
     answers: int
+    has_marks: bool = True
     levels: list[_Level] = field(default_factory=list)
     waiting: bytearray = field(default_factory=bytearray)
 
@@ -102,9 +104,8 @@ class _Server:
     def _list(self, fd: int) -> None:
         rules = _read_rules(fd)
         self.put(wire.OPENED, rules or b"", mode=is_opaque(fd), size=-1 if rules is None else len(rules))
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                self._report(entry)
+        for entry in _entries(fd):
+            self._report(entry)
         self.put(wire.END)
 
     def _report(self, entry: os.DirEntry[str]) -> None:
@@ -142,7 +143,7 @@ class _Server:
         if not stat.S_ISREG(info.st_mode) or info.st_size > bound:
             self._trouble(b"", Trouble.RACED)
             return
-        if is_xattr_whiteout(fd, info):
+        if self.has_marks and is_xattr_whiteout(fd, info):
             self.put(wire.GONE)
             return
         left = info.st_size
@@ -153,13 +154,41 @@ class _Server:
             self.tell(wire.DATA, block, info)
 
 
-def serve(root: int, questions: int, answers: int) -> None:
+def _unseen(entries: Iterator[os.DirEntry[str]], seen: set[str]) -> Iterator[os.DirEntry[str]]:
+    for entry in entries:
+        if entry.name not in seen:
+            seen.add(entry.name)
+            yield entry
+
+
+def _entries(fd: int) -> Iterator[os.DirEntry[str]]:
+    """What a directory holds; again while it changes, so that a file that is replaced by a rename is found.
+
+    btrfs lists by age: the new name comes after the end that was when the directory was opened, or rewound
+    (btrfs_opendir, btrfs_dir_llseek of fs/btrfs/inode.c).
+    """
+    seen: set[str] = set()
+    for _ in range(_LISTINGS):
+        before = os.fstat(fd).st_mtime_ns
+        os.lseek(fd, 0, os.SEEK_SET)
+        with os.scandir(fd) as entries:
+            yield from _unseen(entries, seen)
+        if os.fstat(fd).st_mtime_ns == before:
+            return
+
+
+def serve_tree(root: int, questions: int, answers: int) -> None:
+    """The same as `serve` about a whole tree, where an attribute of the agent's deletes nothing."""
+    serve(root, questions, answers, has_marks=False)
+
+
+def serve(root: int, questions: int, answers: int, *, has_marks: bool = True) -> None:
     """Answer about the layer that the descriptor `root` is open on, until the questions end.
 
     Order: a directory is listed as the filesystem does. Entries that vanish or change their type meanwhile
     are Trouble.RACED. What no entry is to blame for (no descriptors left, a broken disk) is the last frame.
     """
-    server = _Server(root, answers)
+    server = _Server(root, answers, has_marks)
     try:
         for letter, payload in _questions(questions, server.flush):
             server.answer(letter, payload)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from overlayrun.files import copy_file, read_bytes, remove_tree, write_whole
+from overlayrun.files import copy_file, flush_disk, read_bytes, remove_tree, write_new, write_whole
 from overlayrun.model import BranchName, CommitId
 from overlayrun.reconcile.backup import record
 from overlayrun.reconcile.steps import Step, is_ours, print_of, prune, put, put_back, put_late_save
@@ -154,6 +154,7 @@ def _prepare_all(order: Order, seen: Sequence[Seen]) -> list[_Work]:
     scratch = scratch_directory(order.layout)
     remove_tree(scratch)  # without a journal it holds nothing of the user's
     works = [_prepare(order, each, f"{scratch}/{number}") for number, each in enumerate(seen)]
+    flush_disk(scratch)  # else a power cut could leave empty files in place of the user's
     _write_journal(order, works, is_done=False)
     return works
 
@@ -190,8 +191,7 @@ def _prepare(order: Order, seen: Seen, scratch: str) -> _Work:
     tree, made = seen.tree, f"{scratch}/tree"
     os.makedirs(made)
     os.mkdir(f"{scratch}/side")
-    with open(f"{scratch}/lock", "xb"):
-        pass
+    write_new(f"{scratch}/lock", b"")
     copy_file(f"{tree.git_dir}/index", f"{scratch}/index")
     env = {"GIT_INDEX_FILE": f"{scratch}/index"}
     git([*_PLAIN, "read-tree", "-i", "-m", order.old, order.new], cwd=tree.path, env=env)
@@ -225,6 +225,7 @@ def _carry_out(order: Order, works: Sequence[_Work], tell: Tell) -> None:
         for work in works:
             _move(work)
         _let_settle(works)
+        flush_disk(order.layout.root)  # where the branch has moved, what was displaced is not kept
         if not order.follows:
             move = RefUpdate(branch_ref(order.target), order.new, order.old)
             update_refs(works[0].git_dir, [move], why="merge")
@@ -304,6 +305,7 @@ def _finish(work: _Work) -> None:
     """The part after the branch has moved; may be done again."""
     if os.path.lexists(f"{work.scratch}/index"):
         os.replace(f"{work.scratch}/index", f"{work.git_dir}/index")
+        flush_disk(work.git_dir)
     _unlock(work)
     for step in work.steps:
         if step.now is None:
@@ -345,7 +347,7 @@ def _back_up_strangers(common_dir: str, works: Sequence[_Work], tell: Tell) -> N
 def _write_journal(order: Order, works: Sequence[_Work], *, is_done: bool) -> None:
     data = {name: getattr(order, name) for name in ("target", "new", "follows")}
     data |= {"done": is_done, "works": [asdict(work) for work in works]}
-    write_whole(_journal(order.layout), json.dumps(data).encode(), durable=not is_done)
+    write_whole(_journal(order.layout), json.dumps(data).encode(), durable=True)
 
 
 def _journal(layout: Layout) -> str:

@@ -71,16 +71,22 @@ class Confinement:
 
 
 # What one process has assembled, those that it forks need not.
-_PROGRAMS: Final[dict[tuple[bool, bool, bool], bytes]] = {}
+_PROGRAMS: Final[dict[tuple[bool, bool, bool, bool], bytes]] = {}
 
 
 def filter_program(confinement: Confinement, *, heard: bool) -> bytes:
     """The seccomp filter; heard: see `seccomp.assemble`. Raises HostError."""
-    chosen = (confinement.ptrace, confinement.userns, heard)
+    # Who asks is looked up by his number, which another /proc does not have.
+    renames = heard and not confinement.without & {"renames", "proc"}
+    chosen = (confinement.ptrace, confinement.userns, heard, renames)
     if chosen not in _PROGRAMS:
-        ptrace, userns, heard = chosen
-        machine = os.uname().machine
-        _PROGRAMS[chosen] = seccomp.assemble(machine, ptrace=ptrace, userns=userns, heard=heard)
+        _PROGRAMS[chosen] = seccomp.assemble(
+            os.uname().machine,
+            ptrace=confinement.ptrace,
+            userns=confinement.userns,
+            heard=heard,
+            renames=renames,
+        )
     return _PROGRAMS[chosen]
 
 

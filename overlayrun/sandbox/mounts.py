@@ -151,7 +151,7 @@ def open_overlay(overlay: Overlay, id_map: int | None = None) -> int:
         if err.errno not in _NO_DESCRIPTORS or id_map is not None:
             raise
         fd = _overlay_by_paths(overlay)
-    if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+    if overlay.upper and os.fstatvfs(fd).f_flag & os.ST_RDONLY:
         os.close(fd)
         raise OSError(
             errno.EROFS, "overlayfs fell back to read-only: its work directory can't be used", overlay.work
@@ -196,7 +196,8 @@ def _layer_descriptors(overlay: Overlay, id_map: int | None, opened: list[int]) 
         yield "lowerdir+", hiding
     if id_map is None:
         yield from (("lowerdir+", directory(path)) for path in overlay.lowers)
-        yield from (("upperdir", directory(overlay.upper)), ("workdir", directory(overlay.work)))
+        if overlay.upper:
+            yield from (("upperdir", directory(overlay.upper)), ("workdir", directory(overlay.work)))
         return
     for path in overlay.lowers:
         lower = keep(_clone_mount(path))
@@ -223,15 +224,16 @@ def _overlay_by_paths(overlay: Overlay) -> int:
 
 
 def _mount_by_paths(overlay: Overlay, lowers: Sequence[str], more: str) -> int:
+    upper = f",upperdir={_escape(overlay.upper)},workdir={_escape(overlay.work)}" if overlay.upper else ""
     data = (
-        f"lowerdir={':'.join(_escape(path) for path in lowers)},upperdir={_escape(overlay.upper)},"
-        f"workdir={_escape(overlay.work)},userxattr{',volatile' if overlay.volatile else ''}{more}"
+        f"lowerdir={':'.join(_escape(path) for path in lowers)}{upper},"
+        f"userxattr{',volatile' if overlay.volatile else ''}{more}"
     )
     if len(os.fsencode(data)) > _DATA_LIMIT:
         raise OSError(
             errno.E2BIG, "the layers' paths are too long for mount(2) on a kernel before 6.13", overlay.target
         )
-    place = os.path.dirname(overlay.work)
+    place = os.path.dirname(overlay.work) or overlay.target
     syscalls.mount("overlay", place, "overlay", abi.MS_NOSUID | abi.MS_NODEV, data)
     try:
         return syscalls.open_tree(place, abi.OPEN_TREE_CLONE)

@@ -84,10 +84,11 @@ class Masks:
 
 
 class Overlay:
-    """A copy-on-write view. lowers: top first, absolute paths; upper and work on one file system, work empty.
+    """A copy-on-write view; without an upper it is read-only.
 
-    volatile: the kernel flushes nothing of the upper; only for what a snapshot can bring back. hidden: names
-    of the last lower layer that do not show.
+    lowers: top first, absolute paths. upper, work: on one file system, work empty. volatile: the kernel
+    flushes nothing of the upper; only for what a snapshot can bring back. hidden: names of the last lower
+    layer that do not show.
     """
 
     __slots__ = ("hidden", "lowers", "name", "target", "upper", "volatile", "work")
@@ -113,7 +114,8 @@ TREES = f"{RUNTIME}/trees"
 class View:
     """What a workspace shows, as absolute paths; the input of `sandbox_plan`.
 
-    stack, git_stack: lower layers of the tree and of its `.git`, top first. masked: paths to be covered,
+    stack, git_stack: lower layers of the tree and of its `.git`, top first. whole: there are none, upper and
+    git_upper are shown as they are. masked: paths to be covered,
     before the workspace is mounted; covered: after it. hidden: names below HOME that do not show.
     home_lowers: empty for a HOME of the branch's own. submounts: mounts below HOME.
     homes: (place of many homes, what shows of it). through: files below what is hidden that show, read-only.
@@ -148,6 +150,7 @@ class View:
         "submounts",
         "through",
         "upper",
+        "whole",
         "work",
     )
 
@@ -156,6 +159,7 @@ class View:
         self.upper = upper
         self.git_upper = git_upper
         self.work = work
+        self.whole = False
         self.stack: list[str] = []
         self.git_stack: list[str] = []
         self.objects = ""
@@ -235,15 +239,18 @@ def tree_plan(view: View, without: frozenset[str] = frozenset()) -> list[Layer]:
 
 def has_more_mounts(layers: Sequence[Layer]) -> bool:
     """Whether a tree of `tree_plan` has other mounts in it than its `.git`."""
-    overlays = sum(isinstance(layer, Overlay) for layer in layers)
-    return overlays > 2 or any(isinstance(layer, Masks) for layer in layers)
+    shown = sum(isinstance(layer, (Overlay, Bind)) for layer in layers)
+    return shown > 2 or any(isinstance(layer, Masks) for layer in layers)
 
 
 def _tree(view: View) -> list[Layer]:
+    live = [Overlay("live directory", path, [path], upper, work) for path, upper, work in view.live]
+    if view.whole:
+        whole = Bind("workspace", view.upper, view.root, writable=True)
+        return [whole, Bind("private .git", view.git_upper, f"{view.root}/.git", writable=True), *live]
     tree = Overlay("workspace", view.root, view.stack, view.upper, f"{view.work}/tree")
     git = Overlay("private .git", f"{view.root}/.git", view.git_stack, view.git_upper, f"{view.work}/git")
     tree.volatile = git.volatile = True
-    live = [Overlay("live directory", path, [path], upper, work) for path, upper, work in view.live]
     return [tree, git, *live]
 
 

@@ -10,6 +10,7 @@ kernel marks the numbers that are allowed whatever the arguments and does not ru
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import struct
@@ -40,6 +41,13 @@ _REFUSED: Final = (
 _MISSING: Final = ("io_uring_enter", "io_uring_register", "io_uring_setup", "openat2")
 # EPERM, but for --allow-ptrace.
 TRACING: Final = ("process_vm_readv", "process_vm_writev", "ptrace")
+# Told to the one that `listen`s: see `renames`.
+RENAMING: Final = ("rename", "renameat", "renameat2")
+OURS: Final = 0x6F76_6572_6C61_7972
+"""In the register that these calls ignore: done by one who helps to answer, and not to be told.
+
+Whoever else puts it there gets the kernel's plain answer.
+"""
 # EPERM, but for --allow-userns.
 _NAMESPACES: Final = "chroot mount pivot_root setdomainname sethostname setns umount2".split()
 # ENOSYS, but for --allow-userns: programs then fall back to mount(2); and to clone(2), whose flags a filter
@@ -116,12 +124,14 @@ _MACHINES: Final[Mapping[str, tuple[Mapping[str, int], int, list[Span]]]] = {
 }
 
 
-def assemble(machine: str, *, ptrace: bool, userns: bool, heard: bool = False) -> bytes:
+def assemble(
+    machine: str, *, ptrace: bool, userns: bool, heard: bool = False, renames: bool = False
+) -> bytes:
     """The filter as rows of struct sock_filter; raises HostError for a machine without a table.
 
     machine: as in os.uname(). ptrace: processes may look into each other. userns: namespaces may be made, and
     mounts in them. heard: whoever tries either waits for an answer of the one that `listen`s, so that the
-    user can be told which program needs which of the two.
+    user can be told which program needs which of the two. renames: and so does whoever renames.
     """
     if machine not in _MACHINES:
         raise HostError(
@@ -130,7 +140,8 @@ def assemble(machine: str, *, ptrace: bool, userns: bool, heard: bool = False) -
         )
     numbers, architecture, unknown = _MACHINES[machine]
     refusal = _ASK if heard else _EPERM
-    spans = [*_spans(numbers, refusal, ptrace=ptrace, userns=userns), *unknown]
+    rename = _ask_of_others() if renames else [_ALLOW]
+    spans = [*_spans(numbers, refusal, rename, ptrace=ptrace, userns=userns), *unknown]
     # Another architecture (int 0x80 for one) has other numbers.
     code = [_load(_ARCHITECTURE), (abi.BPF_IF_EQUAL, 1, 0, architecture), *_KILL, _load(_NUMBER)]
     code += _search(_allow_between(spans))
@@ -146,12 +157,25 @@ def install(program: bytes) -> None:
 
 def listen(program: bytes) -> int:
     """As `install`, for a `heard` program; gives the descriptor on which `asking.Asked` hears."""
-    return syscalls.seccomp(
-        program, abi.SECCOMP_FILTER_FLAG_SPEC_ALLOW | abi.SECCOMP_FILTER_FLAG_NEW_LISTENER
-    )
+    flags = abi.SECCOMP_FILTER_FLAG_SPEC_ALLOW | abi.SECCOMP_FILTER_FLAG_NEW_LISTENER
+    try:
+        # Who waits for an answer is not to be woken by signals: the call would be made again and again.
+        fd = syscalls.seccomp(program, flags | abi.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)
+    except OSError as err:
+        if err.errno != errno.EINVAL:  # before Linux 5.19
+            raise
+        fd = syscalls.seccomp(program, flags)
+    try:
+        # One waits for the other: on one processor they need not wake a second.
+        fcntl.ioctl(fd, abi.SECCOMP_IOCTL_NOTIF_SET_FLAGS, abi.SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP)
+    except OSError:  # before Linux 6.6
+        pass
+    return fd
 
 
-def _spans(numbers: Mapping[str, int], refusal: Code, *, ptrace: bool, userns: bool) -> list[Span]:
+def _spans(
+    numbers: Mapping[str, int], refusal: Code, rename: Code, *, ptrace: bool, userns: bool
+) -> list[Span]:
     """What is not simply allowed: first number, last number, code."""
     chosen = dict.fromkeys(_REFUSED, _EPERM) | dict.fromkeys(_MISSING, _ENOSYS)
     chosen |= {"ioctl": _when_one_of(1, _TERMINAL_REQUESTS, _EPERM), "personality": _personality()}
@@ -161,6 +185,7 @@ def _spans(numbers: Mapping[str, int], refusal: Code, *, ptrace: bool, userns: b
     chosen |= {name: _when_bits(1, stat.S_ISUID, _EPERM) for name in ("chmod", "fchmod", "creat")}
     chosen |= {name: _when_bits(2, stat.S_ISUID, _EPERM) for name in ("fchmodat", "fchmodat2")}
     chosen |= {"open": _when_made(1), "openat": _when_made(2)}
+    chosen |= dict.fromkeys(RENAMING, rename)
     chosen |= {"mknod": _when_bits(1, stat.S_ISUID, _EPERM), "mknodat": _when_bits(2, stat.S_ISUID, _EPERM)}
     if not ptrace:
         chosen |= dict.fromkeys(TRACING, refusal)
@@ -170,7 +195,13 @@ def _spans(numbers: Mapping[str, int], refusal: Code, *, ptrace: bool, userns: b
         chosen["unshare"] = _when_bits(0, _UNSHARE_FLAGS, refusal)
         # Overlayfs takes a whiteout for a deleted name, and anybody may make one (since Linux 5.8).
         # Containers inside need them. EINVAL is what a file system says that has none.
-        chosen["renameat2"] = _when_bits(4, abi.RENAME_WHITEOUT, _refuse(errno.EINVAL))
+        whiteout = _refuse(errno.EINVAL)
+        chosen["renameat2"] = [
+            _argument(4),
+            (abi.BPF_IF_BITS, 0, len(whiteout), abi.RENAME_WHITEOUT),
+            *whiteout,
+            *rename,
+        ]
         chosen |= {"mknod": _device(1), "mknodat": _device(2)}
     return [(numbers[name], numbers[name], code) for name, code in chosen.items() if name in numbers]
 
@@ -216,6 +247,12 @@ def _equal_to_one_of(values: Sequence[int], then: Code, otherwise: Code) -> Code
     skips = range(len(values) - 1 + len(otherwise), -1, -1)
     tests = [(abi.BPF_IF_EQUAL, skip, 0, value) for skip, value in zip(skips, values, strict=False)]
     return [*tests, *otherwise, *then]
+
+
+def _ask_of_others() -> Code:
+    """Ask, but not where the mark lies in the last register, of which both halves count."""
+    high = (_load(_ARGUMENTS + 8 * 5 + 4), (abi.BPF_IF_EQUAL, 1, 0, OURS >> 32))
+    return [_argument(5), (abi.BPF_IF_EQUAL, 0, 2, OURS & 0xFFFFFFFF), *high, *_ASK, _ALLOW]
 
 
 def _when_one_of(index: int, values: Sequence[int], verdict: Code) -> Code:

@@ -31,6 +31,7 @@ LAYERS: Final[Mapping[str, str]] = {
     "dumpable": "pid 1 can't be looked into",
     "landlock": "a second barrier behind the mounts",
     "seccomp": "system calls that lead out are refused",
+    "renames": "directories of the base can be renamed: each rename is looked at before",
 }
 
 

@@ -85,6 +85,11 @@ def find_repository(directory: str) -> Repository:
             f"the repository's object format is {object_format}, and libgit2 reads sha1 alone",
             hint="overlayrun can't work on it yet",
         )
+    if git_dir.endswith("/folder") and os.path.exists(f"{os.path.dirname(git_dir)}/record.json"):
+        raise UsageError(
+            f"{tree[0]} is the folder of a branch, and not its repository",
+            hint="type it in the repository; here plain git works, and every program of yours",
+        )
     repository = Repository(tree[0], git_dir, common_dir, tree[1])
     if len(head) == len(_HEAD) - 1:
         repository.head, repository.head_tree = CommitId(head[0]), TreeId(head[1])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 
 from overlayrun.errors import RefMoved, UsageError
+from overlayrun.files import read_bytes
 from overlayrun.model import ZERO_ID, BranchName, CommitId
 from overlayrun.store.git import GitFailed, git
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Final
 
 OWN: Final = "refs/overlayrun/"
@@ -160,7 +161,42 @@ def update_refs(git_dir: str, updates: Sequence[RefUpdate], *, why: str = "updat
     try:
         git(command, git_dir=git_dir, input=data)
     except GitFailed as err:
-        raise _translated(git_dir, updates, err) from err
+        if not clear_dead_locks(git_dir, (update.ref for update in updates)):
+            raise _translated(git_dir, updates, err) from err
+        update_refs(git_dir, updates, why=why)
+
+
+def clear_dead_locks(git_dir: str, names: Iterable[str]) -> bool:
+    """Remove locks of refs that are older than this boot: a power cut left them; whether there were any.
+
+    Git itself never removes a lock, and nobody holds such a one. `HEAD` is locked with the branch it stands
+    for, `packed-refs` with every ref that is deleted.
+    """
+    found = False
+    for lock in _locks(git_dir, names):
+        try:
+            if os.lstat(lock).st_mtime < _boot_time():
+                os.unlink(lock)
+                found = True
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return found
+
+
+def _locks(git_dir: str, names: Iterable[str]) -> Iterator[str]:
+    """git_dir: of a linked worktree too, where only HEAD is its own (gitrepository-layout(5), commondir)."""
+    yield f"{git_dir}/HEAD.lock"
+    common = git_dir
+    if os.path.exists(f"{git_dir}/commondir"):
+        common = os.path.join(git_dir, os.fsdecode(read_bytes(f"{git_dir}/commondir").rstrip(b"\n")))
+    for name in (*names, "packed-refs"):
+        yield f"{common}/{name}.lock"
+
+
+def _boot_time() -> int:
+    """When the kernel started, in seconds since the epoch (proc_stat(5), btime)."""
+    with open("/proc/stat", "rb") as file:
+        return next(int(line[6:]) for line in file if line.startswith(b"btime "))
 
 
 def flush_refs(git_dir: str, names: Iterable[str]) -> None:

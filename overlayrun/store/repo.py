@@ -12,7 +12,7 @@ from pygit2.enums import ObjectType  # noqa: TID251  # likewise
 from overlayrun.errors import HostError, RefMoved, StoreError, UsageError
 from overlayrun.model import EMPTY_TREE, ZERO_ID, CommitId, TreeId
 from overlayrun.store.commits import parse_trailers
-from overlayrun.store.refs import RefUpdate, snapshots_ref
+from overlayrun.store.refs import RefUpdate, clear_dead_locks, snapshots_ref
 from overlayrun.store.trees import Entries, Entry, changed_files, parse_tree
 
 # libgit2 refuses what it doesn't know; in these, objects and refs are stored as ever.
@@ -270,6 +270,16 @@ class Repo:
 
         The same as `update_refs` without a git process; it deletes nothing.
         """
+        try:
+            self._move_refs(updates, why=why)
+        except RefMoved:
+            raise
+        except StoreError:
+            if not clear_dead_locks(self.git_dir, (update.ref for update in updates)):
+                raise
+            self._move_refs(updates, why=why)
+
+    def _move_refs(self, updates: Sequence[RefUpdate], *, why: str) -> None:
         try:
             with self._repo.transaction() as transaction:
                 for update in updates:

@@ -46,6 +46,16 @@ class Layout:
         return f"{self.root}/workspaces"
 
     @property
+    def masters(self) -> str:
+        """Subvolumes of frozen trees, of which workspaces are snapshots; only on btrfs."""
+        return f"{self.root}/masters"
+
+    @property
+    def backend(self) -> str:
+        """File that says in which boot of the machine overlays were found to work here."""
+        return f"{self.root}/backend"
+
+    @property
     def checks(self) -> str:
         """Logs and results of checks and resolvers, one directory a question."""
         return f"{self.root}/checks"
@@ -59,6 +69,22 @@ class Layout:
     def batches(self) -> str:
         """Runs of batches, one directory each."""
         return f"{self.root}/batches"
+
+    @property
+    def folders(self) -> str:
+        """What `overlayrun open` keeps: `lock`, `place`, `control`, `log`."""
+        return f"{self.root}/open"
+
+    def shown_in(self) -> str | None:
+        """The directory in which `overlayrun open` showed folders last, or shows them now."""
+        try:
+            fd = os.open(f"{self.folders}/place", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            return os.fsdecode(os.read(fd, 4096))
+        finally:
+            os.close(fd)
 
     def base(self, tree: TreeId) -> str:
         """Directory of one frozen tree: `tree/` and `git/`."""
@@ -108,8 +134,13 @@ class WorkspaceLayout:
 
     @property
     def upper(self) -> str:
-        """What the command changed in the tree."""
+        """What the command changed in the tree, or the whole tree, as the record's backend has it."""
         return f"{self.root}/upper"
+
+    @property
+    def whole(self) -> str:
+        """Where `upper` holds the whole tree: what it was as it was made, `index` and `size` (bytes)."""
+        return f"{self.root}/whole"
 
     @property
     def git_upper(self) -> str:
@@ -145,6 +176,16 @@ class WorkspaceLayout:
     def guests(self) -> str:
         """Ids of the workspaces that the last run opened beside this one, a line each: for `--disk`."""
         return f"{self.root}/guests"
+
+    @property
+    def folder(self) -> str:
+        """The git directory of the branch's folder; only the user's programs ever write there."""
+        return f"{self.root}/folder"
+
+    @property
+    def folder_lock(self) -> str:
+        """File whose flock is held while the branch is shown as a folder, and no run has it."""
+        return f"{self.root}/folder.lock"
 
     @property
     def server(self) -> str:

@@ -6,20 +6,23 @@ import fcntl
 import os
 import time
 
-from overlayrun.errors import WorkspaceBusy
+from overlayrun.errors import WorkspaceBusy, WorkspaceError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
 _TRIES: Final = 3
+# Directories of the workspaces that this process shows as folders: it can't ask itself for them.
+shown_here: Final[set[str]] = set()
 
 
 def lock(path: str) -> int:
     """Take the lock at once and return its descriptor; raises WorkspaceBusy if somebody holds it.
 
     An flock and no pid file: it can't be forged, goes with its holders, and a reused pid means nothing
-    (flock(2)).
+    (flock(2)). A workspace that is shown as a folder is given back first: its last changes are in a snapshot
+    then.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for attempt in range(_TRIES):
@@ -32,7 +35,32 @@ def lock(path: str) -> int:
             time.sleep(0.01)  # `is_locked` holds it for microseconds
         else:
             break
+    workspace, name = os.path.split(path)
+    if name == "lock" and is_locked(f"{workspace}/folder.lock"):
+        try:
+            _take_from_folder(workspace)
+        except BaseException:
+            os.close(fd)
+            raise
     return fd
+
+
+def _take_from_folder(workspace: str) -> None:
+    """Let `overlayrun open` give a workspace back, which it shows as a folder."""
+    if workspace in shown_here:
+        raise WorkspaceBusy("this process shows the branch as a folder")
+    from overlayrun.control import ask  # sockets cost 3 ms
+
+    state = os.path.dirname(os.path.dirname(workspace))
+    try:
+        answer, _ = ask(f"{state}/open", "control", {"op": "let go", "id": os.path.basename(workspace)})
+    except WorkspaceError as err:
+        answer = {"error": err.brief}
+    if "error" in answer:
+        raise WorkspaceBusy(
+            f"the branch is open as a folder and is not given back: {answer['error']}",
+            hint="overlayrun open --stop",
+        )
 
 
 def is_locked(path: str) -> bool:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any, Final, Self
 
 VERSION: Final = 1
+OVERLAY: Final = "overlay"
+"""The backend whose upper holds the changes alone; every other one's holds the whole tree."""
 UNFILLED: Final = 0
 """The inode in the record of a fork whose upper nobody has made yet: no file has it."""
 
@@ -26,10 +28,10 @@ class Run:
 
     started, ended: seconds since the epoch. status: as a shell shows it, None while open.
     boot: the kernel's boot id, so that a power cut is told from a kill. blocked: times by what the network
-    did not let through.
+    did not let through. folder: no command, but the time in which the branch was shown as a folder.
     """
 
-    __slots__ = ("blocked", "boot", "command", "ended", "number", "started", "status")
+    __slots__ = ("blocked", "boot", "command", "ended", "folder", "number", "started", "status")
 
     def __init__(self, number: int, command: list[str], boot: str, started: float) -> None:
         self.number = number
@@ -39,6 +41,7 @@ class Run:
         self.ended: float | None = None
         self.status: int | None = None
         self.blocked: dict[str, int] = {}
+        self.folder = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -49,7 +52,7 @@ class Run:
         """The inverse of `to_json`."""
         run = cls(data["number"], data["command"], data["boot"], data["started"])
         run.ended, run.status = data["ended"], data["status"]
-        run.blocked = data.get("blocked", {})
+        run.blocked, run.folder = data.get("blocked", {}), data.get("folder", False)
         return run
 
 
@@ -62,12 +65,15 @@ class Record:
     `git/` belongs to `tree`. carried: ignored paths that came along, below the repository's root.
     carried_layers: their layer directories, as in stack. target: None for a detached HEAD. root_uid: in runs
     by root the command may be the host's root. agent_state: whose `profile`'s is; "none" where a strict run
-    named no profile. by_command: a command inside a run made it, by `open` or `fork`, and such a one may open
-    it again. session: what the agent told of itself, as `account.Session` writes it.
+    named no profile. backend: what made its tree. by_command: a command inside a run made it, by `open` or
+    `fork`, and such a one may open it again. session: what the agent told of itself, as `account.Session`
+    writes it. parent: id of the workspace that it was forked from. filled: the boot in which what it begins
+    with was written, which nobody flushes; it counts until something ran.
     """
 
     __slots__ = (
         "agent_state",
+        "backend",
         "base",
         "branch",
         "by_command",
@@ -76,11 +82,13 @@ class Record:
         "common_dir",
         "created",
         "dirty",
+        "filled",
         "home",
         "id",
         "inode",
         "last_run",
         "live",
+        "parent",
         "profile",
         "prompt",
         "reset_index",
@@ -108,8 +116,11 @@ class Record:
         self.created = 0.0
         self.home = "cow"
         self.agent_state = "shared"
+        self.backend = OVERLAY
         self.by_command = False
+        self.filled: str | None = None
         self.inode = 0
+        self.parent: str | None = None
         self.profile: str | None = None
         self.prompt: str | None = None
         self.reset_index = False
@@ -123,6 +134,11 @@ class Record:
     def is_open(self) -> bool:
         """Whether the last run was never closed: it lives still, or was interrupted."""
         return self.last_run is not None and self.last_run.ended is None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its upper holds the whole tree and not the changes alone."""
+        return self.backend != OVERLAY
 
     @property
     def has_own_agent_state(self) -> bool:

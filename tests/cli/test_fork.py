@@ -47,10 +47,7 @@ def test_a_running_branch_is_forked_as_it_is_now(repo: UserRepo) -> None:
     assert repo.show("main", "src/app.py") == "answer = 41\n"
     assert {"one"} == set(repo.files("main")) - {"README", "link", "src/app.py"}
     seen = repo.inside(f"{_STATE}; cat .env", branch="twin")
-    assert (
-        seen
-        == "own\nsecond\nfirst\n M src/app.py\n?? one\nanswer = 42\nREADME\nlink\none\nsrc\nof the user's\n"
-    )
+    assert seen == "own\nsecond\nfirst\n M src/app.py\n?? one\nanswer = 42\nREADME\nlink\none\nsrc\nagent\n"
     assert repo.show("b", "late") == "late\n"
     changed = {path for path, now in repo.picture().items() if before.get(path) != now}
     assert {path.removeprefix(f"{repo.root}/") for path in changed} <= {"one", ".git/index", ".git/ORIG_HEAD"}
@@ -70,6 +67,7 @@ def test_an_idle_branch_and_a_fork_are_forked_too(repo: UserRepo) -> None:
         "left_out": [],
         "notes": [],
         "start": "overlayrun -b c -- COMMAND",
+        "forks": [{"branch": "c", "id": record["c"]["id"]}],
     }
     assert [record["c"][name] for name in ("base", "stack", "prompt")] == [
         record["b"][name] for name in ("base", "stack", "prompt")
@@ -136,8 +134,8 @@ def test_a_fork_that_can_not_be_started_stays(repo: UserRepo) -> None:
     assert repo.inside("cat one", branch="c") == "1\n"
 
 
-def test_a_fork_that_was_killed_on_its_way_is_made_ready_by_the_next_command(repo: UserRepo) -> None:
-    """A record without its upper is all that a fork from inside is; here as if outside it got no further."""
+def test_a_fork_without_its_files_gets_them_from_its_snapshot(repo: UserRepo) -> None:
+    """A record without its upper is all that a fork is whose source holds too much to copy."""
     repo.inside("echo 1 >one")
     repo.overlayrun("fork", "b", "-b", "c")
     record = repo.records()["c"]
@@ -146,6 +144,80 @@ def test_a_fork_that_was_killed_on_its_way_is_made_ready_by_the_next_command(rep
     path.write_text(json.dumps({**record, "inode": 0}))
     assert repo.overlayrun("snapshot", "c").out.endswith("snapshot 1 holds it\n")
     assert repo.inside("cat one", branch="c") == "1\n"
+
+
+def test_a_fork_that_went_through_a_power_cut_is_rebuilt(repo: UserRepo) -> None:
+    """Its copies may not have reached the disk: as if another boot had made them, and no flush had ended."""
+    repo.inside("echo 1 >one")
+    repo.overlayrun("fork", "b", "-b", "c", "-n", "2")
+    for name, is_flushed in (("c-1", False), ("c-2", True)):
+        record = repo.records()[name]
+        path, place = record.pop("path"), repo.workspace(name)
+        (place / "upper/one").write_text("torn")
+        (place / "synced").unlink(missing_ok=True)
+        if is_flushed:
+            (place / "synced").write_text("another 0")
+        path.write_text(json.dumps({**record, "filled": "another"}))
+    done = repo.overlayrun("ls")
+    assert "branch c-1 went through a power cut" in done.err
+    assert "c-2 went" not in done.err
+    assert repo.inside("cat one", branch="c-1") == "1\n"
+    assert (repo.workspace("c-1") / "kept/1/upper/one").read_text() == "torn"
+    assert repo.overlayrun("ls").err == ""
+
+
+def test_several_at_once(repo: UserRepo) -> None:
+    repo.inside("echo 1 >one")
+    repo.git("branch", "taken-2")
+    done = repo.overlayrun("fork", "b", "-n", "3", "--branch=taken")
+    assert (done.code, done.ours[0]) == (3, "branch taken-2 is taken")
+    assert set(repo.records()) == {"b"}
+    assert not list(repo.state.glob("workspaces/.*"))
+    done = repo.overlayrun("fork", "b", "-n", "3", "-b", "c")
+    assert done.out.splitlines()[1:] == [
+        "branch c-2: a fork of b, at snapshot 1",
+        "branch c-3: a fork of b, at snapshot 1",
+        "start something in each: overlayrun -b NAME -- COMMAND",
+    ]
+    made = json.loads(repo.overlayrun("fork", "b", "-n", "2", "--json").out)["forks"]
+    assert all(each["branch"].startswith("overlay/b-") for each in made)
+    assert {repo.git("rev-parse", name) for name in repo.records()} == {repo.git("rev-parse", "b")}
+    assert repo.overlayrun("fork", "b", "-n", "65").ours[0] == "65 forks can't be made at once"
+    assert repo.overlayrun("fork", "b", "-n", "0").code == 2
+    (repo.workspace("c-1") / "upper/one").write_text("2\n")
+    assert repo.inside("cat one", branch="c-2") == "1\n"
+
+
+def test_forks_from_several_terminals_at_once(repo: UserRepo) -> None:
+    repo.inside("echo 1 >one")
+    with (
+        repo.started("fork", "b", "-n", "5") as first,
+        repo.started("fork", "b", "-n", "5") as second,
+        repo.started("fork", "b", "-b", "same") as third,
+        repo.started("fork", "b", "-b", "same") as fourth,
+    ):
+        codes = [each.end() for each in (first, second, third, fourth)]
+        assert sorted(codes) == [0, 0, 0, 3], [each.text() for each in (first, second, third, fourth)]
+        assert any("branch same is taken" in each.text() for each in (third, fourth))
+    assert len(repo.records()) == 1 + 5 + 5 + 1
+    assert {repo.git("rev-parse", name) for name in repo.records()} == {repo.git("rev-parse", "b")}
+    assert not list(repo.state.glob("workspaces/.*"))
+
+
+def test_a_tree_of_forks(repo: UserRepo) -> None:
+    repo.inside("echo 1 >one")
+    repo.inside("true", branch="other")
+    for source, name in (("b", "b1"), ("b", "b2"), ("b1", "b11"), ("b11", "b111")):
+        assert repo.overlayrun("fork", source, "-b", name).code == 0
+    lines = [
+        line.partition("  idle")[0].rstrip() for line in repo.overlayrun("ls", "--tree").out.splitlines()[1:]
+    ]
+    assert lines == ["b", "├ b1", "│ └ b11", "│   └ b111", "└ b2", "other"]
+    assert repo.overlayrun("rm", "b1").code == 0
+    told = {name: item["parent"] for name, item in _listed(repo).items()}
+    assert told == {"b": None, "other": None, "b11": None, "b2": "b", "b111": "b11"}
+    assert "(fork of a removed branch) b11  idle" in repo.overlayrun("ls", "--tree").out
+    assert repo.overlayrun("diff", "b111").code == 0
 
 
 def test_names_that_are_taken(repo: UserRepo) -> None:

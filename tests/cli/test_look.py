@@ -14,7 +14,20 @@ from conftest import UserRepo, copy_repo
 pytestmark = pytest.mark.shared  # how commits and records are shown
 
 _WORKSPACE_KEYS = {
-    *("branch", "id", "repository", "state", "base", "dirty", "target", "created", "prompt", "last_run"),
+    *(
+        "branch",
+        "id",
+        "repository",
+        "state",
+        "base",
+        "dirty",
+        "target",
+        "parent",
+        "parent_id",
+        "created",
+        "prompt",
+        "last_run",
+    ),
     *("snapshots", "change", "ahead", "landed", "bytes", "fault"),
     *("agent", "session_id", "session_title", "turn", "last_message"),
 }
@@ -161,7 +174,7 @@ def test_status_of_nothing(repo: UserRepo) -> None:
     done = repo.overlayrun("status")
     assert done.out == f"your tree repo: main ({head[:10]}), 2 uncommitted changes\nnothing runs\n"
     tree = {"root": str(repo.root), "branch": "main", "head": head, "uncommitted": 2}
-    assert _json(repo, "status") == {"tree": tree, "running": []}
+    assert _json(repo, "status") == {"tree": tree, "running": [], "folders": None}
 
 
 @pytest.mark.by_both

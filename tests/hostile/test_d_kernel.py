@@ -154,7 +154,9 @@ while time.monotonic() < end and not os.path.exists("stop"):
                 elif name in ("exe", "root", "cwd"):
                     os.readlink(path)
                 else:
-                    os.close(os.open(path, os.O_RDONLY))
+                    with open(path, "rb", 0) as file:
+                        if name == "maps" and not file.read(1):
+                            continue  # of one that is dying, and has no memory any more
                 # Asked afterwards: who is not yet the command now was not when it was opened.
                 program = open(f"/proc/{pid}/comm").read().strip()
                 if program not in ("true", "sh"):

@@ -43,7 +43,7 @@ THEN_WORKS: Final[Mapping[str, frozenset[str]]] = {
     }.items()
 }
 """What an agent can do once a layer is off and all others are on. The layers of `_ALONE` have tests of their own."""
-_ALONE: Final = frozenset({"cgroup", "watchdog"})
+_ALONE: Final = frozenset({"cgroup", "renames", "watchdog"})
 _SHM_KEY: Final = 0x4F4C0000 | os.getpid() & 0xFFFF
 _ADD_KEY, _KEYCTL = (248, 250) if platform.machine() == "x86_64" else (217, 219)  # asm/unistd.h
 _JOIN_SESSION, _OWN_SESSION = 1, -3  # linux/keyctl.h

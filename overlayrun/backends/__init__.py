@@ -1,0 +1,1 @@
+"""Backends: how a workspace gets its copy-on-write tree."""

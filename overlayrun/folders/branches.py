@@ -1,0 +1,252 @@
+"""Branches as folders: each has its workspace's tree, ours while nobody runs there, else that of the run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+from overlayrun.errors import OverlayrunError, UsageError, WorkspaceBusy, WorkspaceError
+from overlayrun.folders.api import SEPARATOR, Kind, Tree
+from overlayrun.folders.shown import COMMAND, Scene, Shown, Tell, give_back, open_live, open_own, show, take
+from overlayrun.model import RunOptions
+from overlayrun.overview import branch_is_checked_out, unsaved
+from overlayrun.prepare import open_or_make
+from overlayrun.removal import drop
+from overlayrun.store.location import find_repository
+from overlayrun.store.repo import Repo
+from overlayrun.workspace.catalogue import find_exact, records
+from overlayrun.workspace.lock import lock
+from overlayrun.workspace.record import Record
+
+_QUIET: Final = 0.5  # seconds after the last write until a snapshot
+_AGAIN: Final = 30.0  # seconds after a snapshot that failed
+_IDLE: Final = 60.0  # seconds after the last use until a tree is given back
+_LOOK: Final = 0.5  # seconds between two looks at what others do
+_PATIENCE: Final = 1.0  # seconds in which a run that begins or ends is waited for
+
+
+class LetGo(Protocol):
+    """Has the file system close a tree: see `channel.ControlEnd.let_go`."""
+
+    def __call__(self, kind: Kind, name: str, *, unused: float = 0) -> bool:
+        """Whether it is closed."""
+
+
+def nobody_has(kind: Kind, name: str, *, unused: float = 0) -> bool:
+    """There is no file system."""
+    return True
+
+
+@contextmanager
+def as_errno(tell: Tell) -> Iterator[None]:
+    """What went wrong as a number for who uses the folder; the words go to the log."""
+    try:
+        yield
+    except OverlayrunError as err:
+        tell(err.brief + (f": {err.details}" if err.details else "") + (f"; {err.hint}" if err.hint else ""))
+        raise OSError(_errno_of(err), err.brief) from err
+
+
+def _errno_of(err: OverlayrunError) -> int:
+    if isinstance(err, WorkspaceBusy):
+        return errno.EBUSY
+    if isinstance(err.__cause__, OSError) and err.__cause__.errno:
+        return err.__cause__.errno
+    return errno.EINVAL if isinstance(err, UsageError) else errno.EIO
+
+
+class Branches:
+    """The branches of one repository, for one process with one thread.
+
+    options: of the workspaces that are made; `every` is the longest time without a snapshot while somebody
+    writes. let_go: has the file system drop a tree.
+    """
+
+    def __init__(self, scene: Scene, options: RunOptions) -> None:
+        self._scene = scene
+        self._options = options
+        self._shown: dict[str, Shown] = {}
+        self._also: dict[str, str] = {}
+        self.let_go: LetGo = nobody_has
+
+    def names(self) -> list[str]:
+        """Folder names of all branches that have a workspace, sorted."""
+        known = [record.branch for record in records(self._scene.layout) if not record.throwaway]
+        return sorted(branch.replace("/", SEPARATOR) for branch in known)
+
+    @property
+    def shown(self) -> list[dict[str, Any]]:
+        """What is open now, for `status`."""
+        return [
+            {"branch": branch, "live": one.is_live, "unsaved": one.due is not None}
+            for branch, one in self._shown.items()
+        ]
+
+    def tree(self, name: str) -> Tree:
+        """The tree of a branch, opened if it is not. Raises OSError."""
+        branch = self._branch(name)
+        one = self._shown.get(branch)
+        if one is not None and one.is_over():
+            self._leave(branch, one)
+            one = None
+        if one is None:
+            one = self._shown[branch] = self._open(branch)
+        one.used = time.monotonic()
+        return one.tree()
+
+    def _branch(self, name: str) -> str:
+        return self._also.get(name, name).replace(SEPARATOR, "/")
+
+    def _open(self, branch: str) -> Shown:
+        """Ours, or that of the run that has it; one that begins or ends just now is waited for."""
+        end = time.monotonic() + _PATIENCE
+        while True:
+            record = find_exact(self._scene.layout, branch)
+            if record is None or record.throwaway:
+                raise FileNotFoundError(errno.ENOENT, "no workspace has this branch")
+            one = self._try(record)
+            if one is not None:
+                return one
+            if time.monotonic() > end:
+                raise OSError(errno.EBUSY, f"branch {branch} is in use")
+            time.sleep(0.02)
+
+    def _try(self, record: Record) -> Shown | None:
+        """None while a run only begins or ends."""
+        with as_errno(self._scene.tell):
+            try:
+                return open_own(self._scene, record)
+            except WorkspaceBusy:
+                pass
+            try:
+                return open_live(self._scene, record)
+            except (OSError, WorkspaceError):
+                return None
+
+    def make(self, name: str) -> Tree:
+        """A new branch `x` from HEAD or `x@revision`. Raises OSError: EEXIST, EINVAL."""
+        text, _, revision = name.partition("@")
+        branch = text.replace(SEPARATOR, "/")
+        repository = find_repository(self._scene.root)
+        known = find_exact(self._scene.layout, branch)
+        if known is not None or Repo(repository.common_dir).ref(f"refs/heads/{branch}"):
+            raise FileExistsError(errno.EEXIST, "the branch is there")
+        asked = {"branch": branch, "base": revision.replace(SEPARATOR, "/") or None}
+        options = RunOptions(**{**vars(self._options), **asked})
+        with as_errno(self._scene.tell):
+            prepared = open_or_make(repository, self._scene.layout, options, [COMMAND], self._scene.tell)
+            try:
+                one = self._shown[branch] = show(self._scene, prepared.record)
+            finally:
+                os.close(prepared.lock)
+        if revision:
+            self._also[name] = text
+        one.used = time.monotonic()
+        return one.tree()
+
+    def remove(self, name: str) -> None:
+        """Remove a branch that has landed or has no changes. Raises OSError: ENOTEMPTY, EBUSY, ENOENT."""
+        branch = self._branch(name)
+        record = find_exact(self._scene.layout, branch)
+        if record is None:
+            raise FileNotFoundError(errno.ENOENT, "no workspace has this branch")
+        with as_errno(self._scene.tell):
+            self.give_back(record.id)
+            held = lock(self._scene.layout.workspace(record.id).lock)
+            try:
+                self._drop(record)
+            finally:
+                os.close(held)
+        self._also = {also: text for also, text in self._also.items() if branch != self._branch(text)}
+
+    def _drop(self, known: Record) -> None:
+        layout = self._scene.layout
+        record = Record.load(layout.workspace(known.id).record)
+        repo = Repo(record.common_dir)
+        if branch_is_checked_out(repo, record.branch):
+            raise OSError(errno.EBUSY, "the branch is checked out in a working tree")
+        lost = unsaved(layout, repo, record, keep_branch=False)
+        if lost.reasons:
+            self._scene.tell(f"branch {record.branch} is not removed: {'; '.join(lost.reasons)}")
+            raise OSError(errno.ENOTEMPTY, "the branch holds what is nowhere else")
+        drop(layout, record, branch=True)
+
+    def touched(self, name: str) -> None:
+        """Note a write. In the tree of a run the run's own snapshots take it."""
+        branch = self._branch(name)
+        if branch not in self._shown:
+            self._shown[branch] = self._open(branch)
+        self._touch(self._shown[branch])
+
+    def _touch(self, one: Shown) -> None:
+        now = one.used = time.monotonic()
+        if one.is_live:
+            return
+        one.written = True
+        one.first = now if one.first is None else one.first
+        one.due = min(now + _QUIET, one.first + max(self._options.every, _QUIET))
+
+    def tick(self) -> float:
+        """Do what is due, and give the seconds until something may be due again."""
+        for branch, one in list(self._shown.items()):
+            self._look_at(branch, one, time.monotonic())
+        due = [one.due - time.monotonic() for one in self._shown.values() if one.due is not None]
+        return max(0.0, min([*due, _LOOK])) if self._shown else 3600.0
+
+    def _look_at(self, branch: str, one: Shown, now: float) -> None:
+        if one.is_over():
+            self._leave(branch, one)
+            return
+        if one.has_new_commits():
+            self._touch(one)
+        if one.due is not None and now >= one.due:
+            self._snapshot(one)
+        elif one.due is None and now - one.used > _IDLE:
+            one.used = now  # else the next look comes at once
+            if all(self.let_go(Kind.BRANCHES, name, unused=_IDLE) for name in self._names_of(branch)):
+                self._leave(branch, one)
+
+    def _snapshot(self, one: Shown) -> None:
+        one.first = one.due = None
+        try:
+            take(self._scene, one)
+        except (OverlayrunError, OSError) as err:
+            self._scene.tell(f"branch {one.record.branch}: no snapshot this time: {err}")
+            one.first = time.monotonic()
+            one.due = one.first + _AGAIN
+
+    def give_back(self, workspace_id: str) -> None:
+        """Let go of a workspace, if it is shown: its last changes are in a snapshot then.
+
+        Raises OverlayrunError where that can't be taken; it is let go all the same, and open in its record.
+        """
+        for branch, one in list(self._shown.items()):
+            if one.record.id == workspace_id:
+                self._close(branch, one)
+
+    def close_all(self) -> list[str]:
+        """Let go of every branch; those whose last snapshot failed, which the next command takes."""
+        return [branch for branch, one in list(self._shown.items()) if not self._leave(branch, one)]
+
+    def _leave(self, branch: str, one: Shown) -> bool:
+        try:
+            self._close(branch, one)
+        except (OverlayrunError, OSError) as err:
+            upper = one.place.upper
+            self._scene.tell(f"branch {branch}: the last snapshot failed: {err}; nothing is lost: {upper}")
+            return False
+        return True
+
+    def _close(self, branch: str, one: Shown) -> None:
+        del self._shown[branch]
+        for name in self._names_of(branch):
+            self.let_go(Kind.BRANCHES, name)
+        give_back(self._scene, one)
+
+    def _names_of(self, branch: str) -> list[str]:
+        also = [name for name in self._also if self._branch(name) == branch]
+        return [branch.replace("/", SEPARATOR), *also]

@@ -1,0 +1,185 @@
+"""The process of `overlayrun open`: answers the file system, lets go of what others want, takes snapshots.
+
+It has one thread, because it starts sandboxes. The file system is another process, which ends with this one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from overlayrun import control
+from overlayrun.errors import HostError, OverlayrunError, WorkspaceBusy
+from overlayrun.files import write_whole
+from overlayrun.folders.api import Kind, Tree
+from overlayrun.folders.branches import Branches
+from overlayrun.folders.commits import Commits
+from overlayrun.folders.place import drop_link, open_already
+from overlayrun.folders.server import Served, clear_stale, start, stop
+from overlayrun.folders.shown import Scene, Tell
+from overlayrun.kernel import syscalls
+from overlayrun.model import RunOptions
+from overlayrun.recover import recover_all
+from overlayrun.store.location import Repository
+from overlayrun.workspace.layout import Layout
+from overlayrun.workspace.lock import lock
+
+_DYING: Final = 5.0  # seconds
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class _Answers:
+    """See `api.Answers`."""
+
+    def __init__(self, branches: Branches, commits: Commits) -> None:
+        self._branches = branches
+        self._commits = commits
+
+    def names(self, kind: Kind, above: str) -> list[str]:
+        """By kind."""
+        if kind is Kind.BRANCHES:
+            return self._branches.names()
+        return self._commits.names(kind, above)
+
+    def tree(self, kind: Kind, name: str) -> Tree:
+        """By kind."""
+        if kind is Kind.BRANCHES:
+            return self._branches.tree(name)
+        return self._commits.tree(kind, name)
+
+    def make(self, name: str) -> Tree:
+        """A new branch."""
+        return self._branches.make(name)
+
+    def remove(self, name: str) -> None:
+        """One without work."""
+        self._branches.remove(name)
+
+    def touched(self, name: str) -> None:
+        """A write."""
+        self._branches.touched(name)
+
+
+class Daemon:
+    """The folders of one repository. place: a link to the mountpoint. options: of branches that are made."""
+
+    def __init__(self, scene: Scene, options: RunOptions, place: str, mountpoint: str) -> None:
+        self._mountpoint = mountpoint
+        self._layout = scene.layout
+        self._place = place
+        self._tell = scene.tell
+        self._began = time.time()
+        self._is_over = False
+        self._branches = Branches(scene, options)
+        self._commits = Commits(scene)
+        self._answers = _Answers(self._branches, self._commits)
+        self._served: Served | None = None
+
+    def serve(self, ready: Callable[[], object]) -> None:
+        """Show the folders until somebody ends it. ready: called once they are there.
+
+        Raises OverlayrunError.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        signals = syscalls.signalfd(_ENDING)
+        self._served = start(self._mountpoint)
+        self._branches.let_go = self._commits.let_go = self._let_go
+        door = control.listen(self._layout.folders, "control")
+        try:
+            write_whole(f"{self._layout.folders}/place", os.fsencode(self._place), durable=False)
+            ready()
+            self._loop(signals, door.fileno(), lambda: control.answer(door, self._handle))
+        finally:
+            self._shut()
+            door.close()
+            os.close(signals)
+
+    def _loop(self, signals: int, door: int, answer: Callable[[], None]) -> None:
+        assert self._served is not None
+        waiting = select.poll()
+        for fd in (signals, door, self._served.end.fileno()):
+            waiting.register(fd, select.POLLIN)
+        while not self._is_over:
+            seconds = self._branches.tick()
+            waits = self._served.end.has_waiting
+            ready = {fd for fd, _ in waiting.poll(0 if waits else seconds * 1000 + 1)}
+            if signals in ready:
+                return
+            if door in ready:
+                answer()
+            if not self._is_over and (waits or self._served.end.fileno() in ready) and not self._hear():
+                self._tell(f"{self._place} was unmounted")
+                return
+
+    def _hear(self) -> bool:
+        assert self._served is not None
+        return self._served.end.serve(self._answers)
+
+    def _let_go(self, kind: Kind, name: str, *, unused: float = 0) -> bool:
+        return self._served is None or self._served.end.let_go(kind, name, unused=unused)
+
+    def _handle(self, request: dict[str, Any]) -> tuple[dict[str, Any], Sequence[int]]:
+        operation = request["op"]
+        if operation == "status":
+            told = {"pid": os.getpid(), "place": self._place, "since": self._began}
+            return {**told, "branches": self._branches.shown}, ()
+        if operation == "let go":
+            return self._give_back(str(request["id"])), ()
+        if operation == "stop":
+            self._is_over = True
+            return {"place": self._place, "failed": self._shut()}, ()
+        return {"error": f"unknown request {operation!a}"}, ()
+
+    def _give_back(self, workspace_id: str) -> dict[str, Any]:
+        try:
+            self._branches.give_back(workspace_id)
+        except OverlayrunError as err:  # who asked finds it open in the record, and tries again
+            self._tell(f"no last snapshot: {err.brief}")
+        except OSError as err:
+            self._tell(f"not given back: {err}")
+            return {"error": os.strerror(err.errno or errno.EIO)}
+        return {}
+
+    def _shut(self) -> list[str]:
+        """Unmount, then take the last snapshots: nobody can write any more. Branches whose failed."""
+        served, self._served = self._served, None
+        if served is not None:
+            stop(served)
+            drop_link(self._place, self._mountpoint)
+            while served.end.serve(self._answers):
+                pass
+        self._commits.close_all()
+        return self._branches.close_all()
+
+
+def _clear(former: str) -> None:
+    """Take the mount of a killed daemon away; its file system's process may be dying only now."""
+    end = time.monotonic() + _DYING
+    while True:
+        try:
+            return clear_stale(os.path.realpath(former))
+        except HostError:  # or it is that of another repository now
+            if time.monotonic() > end:
+                return None
+        time.sleep(0.05)
+
+
+def claim_folders(repository: Repository, layout: Layout, tell: Tell) -> None:
+    """Take the place of the one daemon of a repository, and clear up after one that was killed.
+
+    The lock is this process's for good. Raises WorkspaceBusy where there is one.
+    """
+    os.makedirs(layout.folders, mode=0o700, exist_ok=True)
+    try:
+        lock(f"{layout.folders}/lock")
+    except WorkspaceBusy as err:
+        raise open_already(layout) from err
+    former = layout.shown_in()
+    if former is not None:
+        _clear(former)
+    recover_all(repository, layout, tell)

@@ -1,0 +1,247 @@
+"""Directory renames that overlayfs refuses, prepared while the caller waits, and then done by the kernel.
+
+The filter tells of every rename(2) before it is done. What is no directory, or one that the upper alone has,
+goes on at once. For any other a child that has given up what the command has makes it so (`renaming`). Then
+the call goes on as well: it is the kernel that renames, with the caller's own rights, and all that is looked
+at here may be changed by him meanwhile without harm (seccomp_unotify(2), "NOTES"). The one answer that is not
+the kernel's is an error.
+
+It is the same for root, whose own overlays could rename such directories by marks of theirs (redirect_dir):
+snapshots then need to know of one kind of upper only. Directories of other file systems are left alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import time
+
+from overlayrun.kernel import abi, syscalls
+from overlayrun.sandbox import renaming
+from overlayrun.sandbox.confinement import Confinement, confine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Final
+
+_PAGE: Final = 4096
+_EMPTY: Final = (b"", b".", b"..")
+
+
+class Renames:
+    """Who waits for a rename; one is helped at a time. listener: descriptor of `seccomp.listen`.
+
+    asked: gives an answer, errno or 0 for the kernel's own, to the caller with a number.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_confinement",
+        "_helper",
+        "_is_finishing",
+        "_listener",
+        "_memory",
+        "_roots",
+        "_since",
+        "_waiting",
+    )
+
+    def __init__(self, listener: int, confinement: Confinement, answer: Callable[[int, int], None]) -> None:
+        self._listener = listener
+        self._confinement = confinement
+        self._answer = answer
+        # Pairs of who asks and what he wants; the first is being helped.
+        self._waiting: list[tuple[int, renaming.Wish]] = []
+        self._helper = 0
+        self._is_finishing = False  # what a killed helper left
+        self._roots: dict[int, str] | None = None
+        # The process that asked last, and a descriptor of its memory: most ask again.
+        self._memory = (0, -1)
+        # The lowers are frozen: a directory that is born later lies in the upper.
+        self._since = time.time_ns()
+
+    def take(self, asker: int, pid: int, number: int, arguments: Sequence[int]) -> None:
+        """Answer a call of the process `pid` now, or when it is prepared. number: index in RENAMING."""
+        try:
+            wish = self._wish(pid, number, arguments)
+        except (OSError, OverflowError, ValueError):  # dead, or the kernel will refuse it
+            wish = None
+        if wish is None or not self._is_waiting_still(asker):
+            self._answer(asker, 0)
+            return
+        self._waiting.append((asker, wish))
+        if not self._helper:
+            self._help()
+
+    def reaped(self, pid: int, status: int) -> None:
+        """A child of this process is dead; it may be the helper."""
+        if pid != self._helper:
+            return
+        self._helper = 0
+        asker, wish = self._waiting[0]
+        if not os.WIFEXITED(status) and not self._is_finishing:
+            self._is_finishing = True
+            self._start(lambda: renaming.finish([wish.root], wish.aside))
+        if self._helper:
+            return
+        self._is_finishing = False
+        self._waiting.pop(0)
+        # EIO for one that was killed twice: nobody takes it for a reason to copy and to remove.
+        self._answer(asker, os.WEXITSTATUS(status) if os.WIFEXITED(status) else errno.EIO)
+        self._help()
+
+    def tidy(self, roots: Sequence[str]) -> None:
+        """Put in place what a killed helper left aside in these overlays; wait for it."""
+        left = [root for root in roots if os.path.lexists(f"{root}/{renaming.ASIDE}")]
+        if left:
+            try:
+                os.waitpid(self._child(lambda: renaming.finish(left)), 0)
+            except OSError:  # too many processes: the next start tries again
+                pass
+
+    def _help(self) -> None:
+        """Start with the first who waits still."""
+        while self._waiting and not self._helper:
+            asker, wish = self._waiting[0]
+            if self._is_waiting_still(asker):
+                self._start(wish.serve)
+            if not self._helper:
+                self._answer(asker, 0)
+                self._waiting.pop(0)
+
+    def _start(self, work: Callable[[], int]) -> None:
+        try:
+            self._helper = self._child(work)
+        except OSError:  # too many processes
+            pass
+
+    def _child(self, work: Callable[[], int]) -> int:
+        """Start a process that exits with what `work` gives."""
+        pid = syscalls.clone(0)
+        if pid == 0:
+            status = 0
+            try:
+                os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+                confine(self._confinement, is_filtered=True)
+                status = work()
+            finally:
+                os._exit(status)
+        return pid
+
+    def _is_waiting_still(self, asker: int) -> bool:
+        try:
+            fcntl.ioctl(self._listener, abi.SECCOMP_IOCTL_NOTIF_ID_VALID, struct.pack("=Q", asker))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _wish(self, pid: int, number: int, arguments: Sequence[int]) -> renaming.Wish | None:
+        """What is to be prepared. OSError, OverflowError and ValueError mean nothing, like None."""
+        if number:
+            old_place, old_address, new_place, new_address = arguments[:4]
+        else:
+            old_place = new_place = abi.AT_FDCWD
+            old_address, new_address = arguments[:2]
+        flags = arguments[4] if number == 2 else 0
+        source = _path(pid, old_place, self._text(pid, old_address))
+        if not stat.S_ISDIR(os.lstat(source).st_mode) and not flags & abi.RENAME_EXCHANGE:
+            return None
+        target = _path(pid, new_place, self._text(pid, new_address))
+        return self._wish_about(source, target, flags)
+
+    def _text(self, pid: int, address: int) -> bytes:
+        """A path in a process's memory; pages are read one by one, for the next may not be there."""
+        text = self._read(pid, address, _PAGE - address % _PAGE)
+        if b"\0" not in text:
+            text += self._read(pid, address + len(text), _PAGE - len(text))
+        text, end, _ = text.partition(b"\0")
+        if not end:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        return text
+
+    def _read(self, pid: int, address: int, size: int) -> bytes:
+        known, memory = self._memory
+        # Of a program that is gone nothing is left to be read, whoever has its number now.
+        if known == pid and (text := os.pread(memory, size, address)):
+            return text
+        if memory >= 0:
+            self._memory = (0, -1)
+            os.close(memory)
+        memory = os.open(b"/proc/%d/mem" % pid, os.O_RDONLY | os.O_CLOEXEC)
+        self._memory = (pid, memory)
+        return os.pread(memory, size, address)
+
+    def _wish_about(self, source: bytes, target: bytes, flags: int) -> renaming.Wish | None:
+        exchanges = flags & abi.RENAME_EXCHANGE
+        if not self._may_be_lower(source) and not (exchanges and self._may_be_lower(target)):
+            return None
+        places = [_resolved(os.path.dirname(path)) for path in (source, target)]
+        root = self._root(places[0][0])
+        if root is None or places[0][0] != places[1][0]:
+            return None
+        names = [os.fsdecode(os.path.basename(path)) for path in (source, target)]
+        paths = [os.path.join(directory, name) for (_, directory), name in zip(places, names, strict=True)]
+        return renaming.Wish(root, paths[0], paths[1], flags)
+
+    def _may_be_lower(self, path: bytes) -> bool:
+        """Whether it is a directory of an overlay that a lower may have."""
+        try:
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except NotADirectoryError:
+            return False
+        try:
+            mount_id, links, birth = syscalls.statx(fd)
+        finally:
+            os.close(fd)
+        # Overlayfs tells of one link where layers are joined (ovl_getattr of fs/overlayfs/inode.c); some file
+        # systems do it for every directory.
+        is_new = links > 1 and birth > self._since
+        return not is_new and self._root(mount_id) is not None
+
+    def _root(self, mount_id: int) -> str | None:
+        """Mountpoint of an overlay."""
+        if self._roots is None:
+            self._roots = _overlays()
+        return self._roots.get(mount_id)
+
+
+def _overlays() -> dict[int, str]:
+    """Mountpoints of the overlays by the numbers of the mounts. Source: proc_pid_mountinfo(5)."""
+    found = {}
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields, _, kind = line.partition(" - ")
+            if kind.startswith("overlay "):
+                mount_id, _, _, _, path, *_ = fields.split(" ")
+                found[int(mount_id)] = _unescaped(path)
+    return found
+
+
+def _unescaped(path: str) -> str:
+    first, *rest = path.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
+
+
+def _path(pid: int, place: int, text: bytes) -> bytes:
+    """What the process calls so, as this one sees it. Raises ValueError for a name that can't be renamed."""
+    text = text.rstrip(b"/")
+    if text.rpartition(b"/")[2] in _EMPTY:
+        raise ValueError(text)
+    if text[:1] == b"/":
+        return b"/proc/%d/root%s" % (pid, text)
+    place = (place & 0xFFFFFFFF ^ 0x80000000) - 0x80000000  # an int, in a register that is wider
+    where = b"cwd" if place == abi.AT_FDCWD else b"fd/%d" % place
+    return b"/proc/%d/%s/%s" % (pid, where, text)
+
+
+def _resolved(directory: bytes) -> tuple[int, str]:
+    """Number of the mount that holds a directory, and its path without links."""
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return syscalls.statx(fd)[0], os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)

@@ -91,8 +91,7 @@ class Branches:
         branch = self._branch(name)
         one = self._shown.get(branch)
         if one is not None and one.is_over():
-            self._leave(branch, one)
-            one = None
+            one = self._reopened(branch, one)
         if one is None:
             one = self._shown[branch] = self._open(branch)
         one.used = time.monotonic()
@@ -184,9 +183,9 @@ class Branches:
 
     def _touch(self, one: Shown) -> None:
         now = one.used = time.monotonic()
+        one.written = True
         if one.is_live:
             return
-        one.written = True
         one.first = now if one.first is None else one.first
         one.due = min(now + _QUIET, one.first + max(self._options.every, _QUIET))
 
@@ -199,7 +198,7 @@ class Branches:
 
     def _look_at(self, branch: str, one: Shown, now: float) -> None:
         if one.is_over():
-            self._leave(branch, one)
+            self._reopened(branch, one)
             return
         if one.has_new_commits():
             self._touch(one)
@@ -209,6 +208,19 @@ class Branches:
             one.used = now  # else the next look comes at once
             if all(self.let_go(Kind.BRANCHES, name, unused=_IDLE) for name in self._names_of(branch)):
                 self._leave(branch, one)
+
+    def _reopened(self, branch: str, one: Shown) -> Shown | None:
+        """Leave a tree that is over. What was written after a run's last snapshot gets one of ours."""
+        self._leave(branch, one)
+        if not (one.is_live and one.written):
+            return None
+        try:
+            new = self._shown[branch] = self._open(branch)
+        except OSError as err:
+            self._scene.tell(f"branch {branch}: not opened after its run: {err}")
+            return None
+        self._touch(new)
+        return new
 
     def _snapshot(self, one: Shown) -> None:
         one.first = one.due = None

@@ -36,8 +36,12 @@ class Folder:
         self.number = number
         self.kind = kind
         self.above = above
-        self.listed_at = -_FRESH
         self.names: list[str] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Let its names be asked for again."""
+        self.listed_at = -_FRESH
 
     @property
     def has_folders(self) -> bool:
@@ -180,6 +184,7 @@ class Top:
 
         def make() -> bytes:
             tree = self._answers.make(name)
+            self._folders[number].forget()
             with self._lock:
                 return self._root_entry(self._placed(Kind.BRANCHES, name, tree))
 
@@ -191,6 +196,7 @@ class Top:
 
         def remove() -> bytes:
             self._answers.remove(name)
+            self._folders[number].forget()
             with self._lock:
                 shown = self._places.pop((Kind.BRANCHES, name), None)
                 if shown is not None:

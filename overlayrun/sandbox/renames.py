@@ -58,7 +58,7 @@ class Renames:
         self._waiting: list[tuple[int, renaming.Wish]] = []
         self._helper = 0
         self._is_finishing = False  # what a killed helper left
-        self._roots: dict[int, str] | None = None
+        self._roots: dict[int, str | None] = {}
         # The process that asked last, and a descriptor of its memory: most ask again.
         self._memory = (0, -1)
         # The lowers are frozen: a directory that is born later lies in the upper.
@@ -204,14 +204,14 @@ class Renames:
 
     def _root(self, mount_id: int) -> str | None:
         """Mountpoint of an overlay."""
-        if self._roots is None:
-            self._roots = _overlays()
-        return self._roots.get(mount_id)
+        if mount_id not in self._roots:  # a further branch that was opened in this run, or no overlay
+            self._roots = {mount_id: None, **_overlays()}
+        return self._roots[mount_id]
 
 
-def _overlays() -> dict[int, str]:
+def _overlays() -> dict[int, str | None]:
     """Mountpoints of the overlays by the numbers of the mounts. Source: proc_pid_mountinfo(5)."""
-    found = {}
+    found: dict[int, str | None] = {}
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             fields, _, kind = line.partition(" - ")

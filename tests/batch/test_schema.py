@@ -121,7 +121,7 @@ def test_run_options_of_the_schema_are_those_of_the_command_line() -> None:
         *("budget", "resources"),
     }
     assert _known_fields() - of_tasks <= options
-    left_out = {"rm", "keep", "apply", "message", "quiet", "memory", "disk", "cpus", "pids"}
+    left_out = {"rm", "keep", "apply", "message", "quiet", "backend", "memory", "disk", "cpus", "pids"}
     assert options - _known_fields() == left_out
 
 

@@ -275,3 +275,27 @@ def test_at_the_end_all_is_in_snapshots(opened: UserRepo) -> None:
     assert opened.overlayrun("open").code == 0
     assert (place / "file").read_text() == "the very end\n"
     assert git_in(opened, place, "status", "--porcelain") == "M file"
+
+
+def test_what_is_made_or_removed_is_listed_so_at_once(opened: UserRepo) -> None:
+    above = opened.root / ".overlay/branches"
+    for _ in range(2):
+        assert "quick" not in os.listdir(above)
+        made(opened, "quick")
+        assert "quick" in os.listdir(above)
+        (above / "quick").rmdir()
+
+
+def test_what_is_written_just_after_a_run_is_committed(opened: UserRepo) -> None:
+    """The folder shows the run's tree still, of which its last snapshot is taken."""
+    place = made(opened, "late")
+    for number in range(2):
+        with opened.started(
+            "-b", "late", "--", "sh", "-c", f"echo > in{number}; echo ready; read line"
+        ) as run:
+            run.expect("ready")
+            wait_until((place / f"in{number}").exists, "the tree of the run")
+            run.type("")
+            assert run.process.wait(60) == 0
+        (place / f"late{number}").write_text("late\n")
+        until_committed(opened, "late", f"late{number}", "late\n")

@@ -227,7 +227,7 @@ def test_a_kill_at_any_moment_loses_nothing(
     dice = random.Random(time.time_ns())
     branch = f"killed{attempt}"
     script = f"echo {world.marker} ready; exec python3 -c \"import os; os.rename('large', 'huge'); input()\""
-    with world.started("-b", branch, "--", "sh", "-c", script) as run:
+    with world.started("-b", branch, "--dirty", "ignore", "--", "sh", "-c", script) as run:
         run.expect("ready")
         time.sleep(dice.random() * 0.4)
         run.process.send_signal(signal.SIGKILL)

@@ -158,7 +158,8 @@ def test_locks_of_a_killed_snapshot_are_cleared_and_the_users_are_not(world: Wor
     for lock in locks:
         lock.parent.mkdir(parents=True)
     locks[1].touch()
-    os.utime(locks[1], (1, 1))  # held since long before
+    held = time.time() - 5  # since long before, but not since before the boot
+    os.utime(locks[1], (held, held))
     Path(f"{world.job.hashes}.moving").touch()
     locks[0].touch()
     world.sh("echo 2 > d1/f")

@@ -10,11 +10,12 @@ from typing import Any, Final
 from overlayrun.batch.task import Attempt
 from overlayrun.batch.transcript import AGENTS
 from overlayrun.errors import UsageError
-from overlayrun.model import AgentState, CarryPolicy, DirtyPolicy, HomePolicy, RunOptions
+from overlayrun.model import AgentState, BackendKind, CarryPolicy, DirtyPolicy, HomePolicy, RunOptions
 
 _CHOICES: Final[Mapping[str, type[Enum]]] = {
     "dirty": DirtyPolicy,
     "carry": CarryPolicy,
+    "backend": BackendKind,
     "home": HomePolicy,
     "agent_state": AgentState,
 }

@@ -2,6 +2,10 @@
 
 It is mounted by fusermount3, for root as for everybody. A shell waits beside it for its death, and takes the
 mount away then, however it died: fusermount3's own auto_unmount does so for root and allow_other alone.
+
+Root could mount a branch's overlay in its folder, and a first walk would take half the time. It has not been
+done: rmdir(2) of a mountpoint never reaches us, and a file that a program holds open there would go on
+changing an upper that a run has taken over meanwhile.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ _PATIENCE: Final = 60.0  # seconds that OpenCode may take to answer
 _PAUSE: Final = 0.03
 _HEALTH_PATIENCE: Final = 2.0
 _END_PATIENCE: Final = 30.0  # seconds for the last snapshot
+_OTHERS_PATIENCE: Final = 5.0  # the same of a server whose hub is dead
 _SHOWN: Final = 3  # lines of the log that an error tells
 # What OpenCode tells its own children about itself; to a server of its own it would be wrong.
 _OF_ITSELF: Final = frozenset(
@@ -106,19 +107,18 @@ class Server:
     async def _adopt(self) -> Endpoint | None:
         """The server that another hub has started, None where the branch is idle."""
         place = self._place()
-        if place is None or not is_locked(place.lock):
-            return None
-        try:
-            data = json.loads(read_bytes(place.server))
-            found = Endpoint(data["port"], data["password"])
-        except (OSError, ValueError, KeyError, TypeError):
-            found = None
-        if found is None or not await _is_there(found):
-            raise WorkspaceBusy(
-                f"a command runs in branch {self.branch}", hint="end it, or take another session"
-            )
-        self._process = None
-        return found
+        end = time.monotonic() + _OTHERS_PATIENCE
+        while place is not None and is_locked(place.lock):
+            found = _announced(place)
+            if found is not None and await _is_there(found):
+                self._process = None
+                return found
+            if found is None or time.monotonic() > end:
+                raise WorkspaceBusy(
+                    f"a command runs in branch {self.branch}", hint="end it, or take another session"
+                )
+            await asyncio.sleep(_PAUSE)
+        return None
 
     async def _start(self) -> Endpoint:
         endpoint = Endpoint(_free_port(), secrets.token_urlsafe(24))
@@ -183,6 +183,15 @@ class Server:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+def _announced(place: WorkspaceLayout) -> Endpoint | None:
+    """Where the last server of a branch says that it listens."""
+    try:
+        data = json.loads(read_bytes(place.server))
+        return Endpoint(data["port"], data["password"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _end_with_us(parent: int) -> Any:

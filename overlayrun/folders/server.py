@@ -27,6 +27,7 @@ from overlayrun.errors import HostError
 from overlayrun.folders.channel import ControlEnd, FolderEnd, pair
 from overlayrun.folders.filesystem import FileSystem
 from overlayrun.kernel import namespaces
+from overlayrun.kernel.cgroups import mounts
 
 _HELPER: Final = "fusermount3"
 _DEVICE: Final = "/dev/fuse"
@@ -191,16 +192,7 @@ def unmount(mountpoint: str) -> None:
 def is_mounted(mountpoint: str) -> bool:
     """Whether folders of ours are mounted there, alive or not."""
     wanted = os.path.realpath(mountpoint)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [line.split(" ") for line in file]
-    return any(_unescaped(row[4]) == wanted and row[row.index("-") + 1] == f"fuse.{_TYPE}" for row in rows)
-
-
-def _unescaped(text: str) -> str:
-    """A path of mountinfo: octal for space, tab, newline and backslash (proc_pid_mountinfo(5))."""
-    for plain in ("\\", " ", "\t", "\n"):
-        text = text.replace(f"\\{ord(plain):03o}", plain)
-    return text
+    return any(point == wanted and kind == f"fuse.{_TYPE}" for _, point, kind, _ in mounts())
 
 
 def clear_stale(mountpoint: str) -> None:

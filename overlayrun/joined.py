@@ -13,6 +13,7 @@ import signal
 
 from overlayrun.keeper import listen_for
 from overlayrun.kernel import abi, namespaces, syscalls
+from overlayrun.kernel.waits import exit_code
 from overlayrun.sandbox.asking import Asked
 
 TYPE_CHECKING = False
@@ -50,12 +51,6 @@ def attend(confinement: Confinement, become: Callable[[Asked | None], NoReturn])
     os.waitpid(pid, 0)
     status = os.read(told, 16)
     return exit_code(int(status)) if status else _KILLED
-
-
-def exit_code(status: int) -> int:
-    """Of a wait status, as a shell gives it."""
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
 
 
 class _Companion:

@@ -14,6 +14,7 @@ import time
 from overlayrun import keeper
 from overlayrun.errors import OverlayrunError
 from overlayrun.kernel import abi, syscalls
+from overlayrun.kernel.waits import exit_code
 from overlayrun.live import OURS, LiveSandbox, exit_status_of
 from overlayrun.model import RunOptions, SnapshotReason
 from overlayrun.relay import Relay
@@ -231,8 +232,7 @@ class Supervisor:
         elif letter == keeper.ASKED:
             self.outcome.asked = text
         elif letter == keeper.ENDED:
-            code = os.waitstatus_to_exitcode(int(text))
-            self.outcome.status = code if code >= 0 else 128 - code
+            self.outcome.status = exit_code(int(text))
             if self.outcome.timed_out:
                 self.outcome.status = _TIMED_OUT
             if self.outcome.failure is not None:

@@ -25,13 +25,14 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
         (
             *(
                 "kernel.calls",
+                "kernel.waits",
                 "kernel.abi",
                 "kernel.fuse",
                 "kernel.syscalls",
                 "kernel.namespaces",
                 "kernel.attempt",
             ),
-            "kernel.btrfs",
+            *("kernel.btrfs", "kernel.mountinfo", "kernel.remote"),
             *("kernel.groups", "kernel.cgroups"),
             *("kernel.abilities", "kernel.disk", "kernel.probe"),
         ),
@@ -54,6 +55,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
                 "store.repo",
                 "store.hashes",
                 "store.pack",
+                "store.torn",
                 "store.quarantine",
                 "store.importer",
                 "store.lfs",
@@ -80,13 +82,13 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
         (
             *("sandbox.environment", "sandbox.network", "sandbox.profiles", "sandbox.seeds", "sandbox.home"),
             "sandbox.secrets",
-            *("sandbox.covers", "sandbox.plan", "sandbox.limits", "sandbox.mounts", "sandbox.seccomp"),
+            *("sandbox.covers", "sandbox.plan", "sandbox.parts", "sandbox.limits", "sandbox.mounts", "sandbox.seccomp"),
             *("sandbox.landlock", "sandbox.switches", "sandbox.confinement"),
-            *("sandbox.renaming", "sandbox.renames", "sandbox.asking"),
+            *("sandbox.aside", "sandbox.renaming", "sandbox.renames", "sandbox.asking"),
             *("sandbox.reading", "sandbox.trees"),
         ),
         (
-            *("backends.api", "backends.joining", "backends.overlay", "backends.btrfs", "backends.reflink"),
+            *("backends.api", "backends.joining", "backends.present", "backends.overlay", "backends.btrfs", "backends.reflink"),
             *("backends.copy", "backends.registry"),
         ),
     ),
@@ -167,8 +169,9 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
         ("agents.mcp_results", "agents.mcp_calls", "agents.mcp"),
         ("agents.opencode.servers", "agents.opencode.hub"),
         (
-            *("folders.api", "folders.nodes", "folders.device", "folders.passthrough", "folders.requests"),
-            *("folders.top", "folders.filesystem", "folders.channel", "folders.server"),
+            *("folders.api", "folders.nodes", "folders.device", "folders.passthrough", "folders.moves"),
+            "folders.requests",
+            *("folders.top", "folders.waiting", "folders.filesystem", "folders.channel", "folders.server"),
             *("folders.trees", "folders.place", "folders.shown", "folders.branches"),
             *("folders.commits", "folders.daemon", "folders.examination"),
         ),
@@ -245,6 +248,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
 
 # Modules that may import inside a function, and why. Nobody else may.
 LATE_IMPORTS: Final = {
+    "along": "needs the backends (5 ms to import) only for forks of whole trees",
     "batch.worker": "forks its launcher before it loads Dask, which is an extra and starts threads",
     "bases.carried": "needs pathspec (20 ms to import) only where a .worktreeinclude is",
     "chosen_backend": "needs the backends (5 ms) once after each start of the machine, and where no overlay is",

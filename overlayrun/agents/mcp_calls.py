@@ -12,6 +12,7 @@ import anyio
 from anyio.abc import ByteReceiveStream, Process
 from mcp.server.mcpserver.exceptions import ToolError
 
+from overlayrun.kernel.waits import as_shell
 from overlayrun.program import this_program
 from overlayrun.store.commits import printable
 
@@ -88,7 +89,7 @@ async def call(*words: str, keep: Text | None = None, joined: bool = False) -> C
         code = await process.wait()
     finally:
         await _end(process)
-    return Called(code if code >= 0 else 128 - code, output, errors)
+    return Called(as_shell(code), output, errors)
 
 
 async def _start(words: tuple[str, ...], *, joined: bool) -> Process:

@@ -10,7 +10,7 @@ from typing import Final
 from overlayrun.batch.task import Task
 from overlayrun.batch.window import Room, claim_of
 from overlayrun.errors import HostError
-from overlayrun.kernel.cgroups import mounts
+from overlayrun.kernel.mountinfo import mounts
 from overlayrun.process import memory_available
 
 RESERVE: Final = 256 << 20
@@ -65,12 +65,13 @@ def _groups() -> Iterator[Path]:
     """Directories of our control group and of those above it, as far as they can be seen."""
     rows = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     own = {name: path for _, names, path in rows for name in names.split(",")}
-    for root, point, kind, options in mounts():
-        name = "" if kind == "cgroup2" else "memory"
-        if not kind.startswith("cgroup") or name not in own or (name and name not in options.split(",")):
+    for mount in mounts():
+        name = "" if mount.fstype == "cgroup2" else "memory"
+        is_ours = name in own and (not name or name in mount.options.split(","))
+        if not mount.fstype.startswith("cgroup") or not is_ours:
             continue
-        top = Path(point)
-        place = top / own[name].removeprefix(root).lstrip("/")
+        top = Path(mount.place)
+        place = top / own[name].removeprefix(mount.root).lstrip("/")
         yield from (each for each in (place, *place.parents) if each.is_relative_to(top))
 
 

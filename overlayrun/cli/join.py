@@ -15,6 +15,7 @@ from overlayrun.cli.words import branch_argument
 from overlayrun.control import ask
 from overlayrun.errors import UsageError, WorkspaceError
 from overlayrun.kernel.cgroups import enter_group_of
+from overlayrun.kernel.waits import exit_code
 from overlayrun.live import OURS, run_joined
 from overlayrun.sandbox.confinement import Confinement
 from overlayrun.terminal import Terminal, is_in_foreground
@@ -81,9 +82,9 @@ def _join(here: Here, record: Record, argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGQUIT):  # they are the command's: it shares our terminal
         signal.signal(number, signal.SIG_IGN)
     _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
+    code = exit_code(status)
     terminal.take_back(abnormal=code > 128)
-    return code if code >= 0 else 128 - code
+    return code
 
 
 def _enter_group(group: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from overlayrun.errors import HostError
 from overlayrun.folders.channel import ControlEnd, FolderEnd, pair
 from overlayrun.folders.filesystem import FileSystem
 from overlayrun.kernel import namespaces
-from overlayrun.kernel.cgroups import mounts
+from overlayrun.kernel.mountinfo import mounts
 
 _HELPER: Final = "fusermount3"
 _DEVICE: Final = "/dev/fuse"
@@ -192,7 +192,7 @@ def unmount(mountpoint: str) -> None:
 def is_mounted(mountpoint: str) -> bool:
     """Whether folders of ours are mounted there, alive or not."""
     wanted = os.path.realpath(mountpoint)
-    return any(point == wanted and kind == f"fuse.{_TYPE}" for _, point, kind, _ in mounts())
+    return any(mount.place == wanted and mount.fstype == f"fuse.{_TYPE}" for mount in mounts())
 
 
 def clear_stale(mountpoint: str) -> None:

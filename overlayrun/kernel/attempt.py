@@ -11,6 +11,7 @@ import select
 import signal
 
 from overlayrun.kernel import abi, namespaces, syscalls
+from overlayrun.kernel.waits import exit_code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,8 +95,7 @@ def _answer_of(action: Callable[[], str], flags: int) -> str | int:
             # clone(2), as a run does it: a filter may treat unshare(2) otherwise. A fork leaves one thread.
             pid = syscalls.clone(flags)
             if pid:
-                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                return code if code >= 0 else 128 - code
+                return exit_code(os.waitpid(pid, 0)[1])
             namespaces.die_with_parent()
         if flags & ~abi.CLONE_NEWUSER:
             namespaces.map_identity(*owner)

@@ -7,10 +7,11 @@ import os
 import time
 
 from overlayrun.kernel.groups import UNIFIED, Group, group_of, read, write
+from overlayrun.kernel.mountinfo import mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from typing import Any, Final, TypeAlias
 
     from overlayrun.kernel.groups import Wanted
@@ -26,24 +27,6 @@ _MANAGER: Final = (
     "/org/freedesktop/systemd1",
     "org.freedesktop.systemd1.Manager",
 )
-
-
-def mounts() -> Iterator[tuple[str, str, str, str]]:
-    """(root, mountpoint, type, superblock options) of every mount in sight; a cover comes after the covered.
-
-    Source: proc_pid_mountinfo(5). A blank or backslash stands there as an octal escape.
-    """
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            place, _, kind = line.partition(" - ")
-            root, point = place.split(" ")[3:5]
-            fstype, _, options = kind.rstrip("\n").split(" ", 2)
-            yield _unescape(root), _unescape(point), fstype, options
-
-
-def _unescape(text: str) -> str:
-    first, *rest = text.split("\\")
-    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
 
 
 def try_control_groups() -> str:
@@ -124,12 +107,13 @@ def _trees() -> Trees:
     rows = [line.split(":", 2) for line in read("/proc/self/cgroup").splitlines()]
     own = {name: path for _, names, path in rows for name in names.split(",")}
     found = {}
-    for root, point, fstype, options in mounts():
-        if not fstype.startswith("cgroup"):
+    for mount in mounts():
+        if not mount.fstype.startswith("cgroup"):
             continue
-        for name in [UNIFIED] if fstype == "cgroup2" else options.split(","):
+        for name in [UNIFIED] if mount.fstype == "cgroup2" else mount.options.split(","):
             if name in own:
-                found[name] = (f"{point}/{own[name].removeprefix(root).lstrip('/')}".rstrip("/"), point)
+                inner = own[name].removeprefix(mount.root).lstrip("/")
+                found[name] = (f"{mount.place}/{inner}".rstrip("/"), mount.place)
     return found
 
 

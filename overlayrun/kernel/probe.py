@@ -9,8 +9,8 @@ import os
 
 from overlayrun.kernel.abilities import KERNEL
 from overlayrun.kernel.attempt import Try, attempt
-from overlayrun.kernel.cgroups import mounts
 from overlayrun.kernel.disk import STORAGE, try_disk
+from overlayrun.kernel.mountinfo import mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,16 +74,16 @@ def is_filtered() -> bool:
 def is_chrooted() -> bool:
     """Whether the root directory is no mountpoint, as a plain chroot(2) leaves it."""
     try:
-        points = [point for _, point, _, _ in mounts()]
+        places = [mount.place for mount in mounts()]
     except OSError:
         return False
-    return "/" not in points
+    return "/" not in places
 
 
 def has_covered_processes() -> bool:
     """Whether parts of /proc are covered or read-only, as containers have it; a new one is refused then."""
     try:
-        return any(point.startswith("/proc/") and point not in _EMPTY for _, point, _, _ in mounts())
+        return any(mount.place.startswith("/proc/") and mount.place not in _EMPTY for mount in mounts())
     except OSError:
         return False
 
@@ -92,10 +92,10 @@ def file_system_of(path: str) -> str:
     """Type of the file system that holds `path`, as mount(8) names it, or "unknown"."""
     path, found, longest = os.path.realpath(path), "unknown", -1
     try:
-        for _, point, fstype, _ in mounts():
-            inside = path == point or path.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= longest:  # of two on one place the later covers the earlier
-                found, longest = fstype, len(point)
+        for mount in mounts():
+            inside = path == mount.place or path.startswith(mount.place.rstrip("/") + "/")
+            if inside and len(mount.place) >= longest:  # of two on one place the later covers the earlier
+                found, longest = mount.fstype, len(mount.place)
     except OSError:
         return "unknown"
     return found

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from overlayrun.kernel import namespaces
+from overlayrun.kernel.waits import as_shell
 from overlayrun.program import this_program
 
 
@@ -58,7 +59,7 @@ class Background:
         if self._ended is None:
             self._ended = time.monotonic()
             os.close(self.fd)
-        return code if code >= 0 else 128 - code
+        return as_shell(code)
 
     def wait(self) -> int:
         """Wait for its end and give its exit status."""

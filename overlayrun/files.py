@@ -10,6 +10,7 @@ from overlayrun.kernel import btrfs, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
 _DEEPEST: Final = 64
@@ -53,27 +54,23 @@ def write_new(path: str, data: bytes, *, mode: int = 0o600) -> None:
 
 def flush_directory(path: str) -> None:
     """Make renames in a directory survive a power cut (fsync(2), "does not necessarily ensure the entry")."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _flush(path, os.O_DIRECTORY, os.fsync)
 
 
 def flush_file(path: str | bytes) -> None:
     """Flush what a file holds; its name is the directory's to flush."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _flush(path, os.O_NOFOLLOW, os.fsync)
 
 
 def flush_disk(path: str | bytes) -> None:
     """Flush the whole file system that a directory lies on: cheaper than many files one by one."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _flush(path, os.O_DIRECTORY, syscalls.syncfs)
+
+
+def _flush(path: str | bytes, flags: int, flush: Callable[[int], None]) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
-        syscalls.syncfs(fd)
+        flush(fd)
     finally:
         os.close(fd)
 

@@ -1,13 +1,15 @@
-"""What a volatile mount leaves to the page cache is flushed after the run, while the user types on."""
+"""What volatile mounts leave to the page cache is flushed, in a run and after it, while the user types on."""
 
 from __future__ import annotations
 
 import os
+import time
 
 from overlayrun.bases.stack import is_synced, mark_synced
 from overlayrun.files import write_whole
 from overlayrun.kernel import syscalls
-from overlayrun.recover import sync_stamp, synced_mark
+from overlayrun.recover import flushed_mark, sync_stamp, synced_mark
+from overlayrun.workspace.record import forget_flushed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,23 +28,65 @@ def sync_in_background(layout: Layout, records: Sequence[Record]) -> None:
     if os.fork():
         return
     try:
-        os.setsid()
-        fd = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY)
-        null = os.open("/dev/null", os.O_RDWR)
-        for stream in range(3):
-            os.dup2(null, stream)
-        os.dup2(fd, 3)
-        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+        _detach(layout)
         layers = {*_masters(layout), *(layer for record in records for layer in record.stack)}
+        saved = {record.id: _inode(layout.workspace(record.id).record) for record in records}
         syscalls.syncfs(3)
         for layer in layers:
             if not is_synced(layout, layer):
                 mark_synced(layout, layer)
         for record in records:
-            if os.path.isdir(layout.workspace(record.id).root):
-                write_whole(synced_mark(layout, record), sync_stamp(record), durable=True)
+            _note_flushed(layout, record, saved[record.id])
     finally:
         os._exit(0)
+
+
+def _note_flushed(layout: Layout, record: Record, saved: int) -> None:
+    """saved: inode of the record's file before the flush; another has come since where it differs."""
+    place = layout.workspace(record.id)
+    if not os.path.isdir(place.root):
+        return
+    if saved == _inode(place.record):
+        forget_flushed(place.record)
+    write_whole(synced_mark(layout, record), sync_stamp(record), durable=True)
+
+
+def flush_meanwhile(layout: Layout, record: Record) -> None:
+    """Flush what a run has written so far, in a child's child, and note when that was.
+
+    For HOME, which no snapshot holds: after a power cut, what has not changed since is whole.
+    """
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        if os.fork() == 0:
+            began = time.time()
+            _detach(layout)
+            syscalls.syncfs(3)
+            if os.path.isdir(layout.workspace(record.id).root):
+                write_whole(flushed_mark(layout, record), str(began).encode(), durable=True)
+    finally:
+        os._exit(0)
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def _detach(layout: Layout) -> None:
+    """Leave the caller's session, streams and locks; descriptor 3 is the state directory then."""
+    os.setsid()
+    fd = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY)
+    null = os.open("/dev/null", os.O_RDWR)
+    for stream in range(3):
+        os.dup2(null, stream)
+    os.dup2(fd, 3)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
 
 
 def _masters(layout: Layout) -> list[str]:

@@ -60,7 +60,7 @@ def finish(
     else:
         from overlayrun.bring import apply  # one run in many
 
-        applied = apply(repository, layout, record)
+        applied = apply(repository, layout, record, tell=tell)
         tell(applied.said)
         if applied.is_whole:
             drop(layout, record, branch=True)

@@ -23,7 +23,7 @@ _SHUTDOWN: Final = (
     0x8004587D  # FS_IOC_SHUTDOWN: _IOR('X', 125, __u32), linux/fs.h; XFS_IOC_GOINGDOWN is the same
 )
 _NO_LOG_FLUSH: Final = 2  # EXT4_GOING_FLAGS_NOLOGFLUSH, XFS_FSOP_GOING_FLAGS_NOLOGFLUSH
-_MEGABYTES: Final = {"ext4": 96, "xfs": 320, "btrfs": 160}
+_MEGABYTES: Final = {"ext4": 512, "xfs": 640, "btrfs": 160}
 _FORCE: Final = {"ext4": ("-F", "-E", "lazy_itable_init=1,lazy_journal_init=1"), "xfs": (), "btrfs": ()}
 
 # In a user namespace a new /proc may be mounted only beside one of which no part is covered.
@@ -127,10 +127,14 @@ class Machine:
 
 
 class Desk:
-    """The user's repository on a machine's disk. env: of a shell there, less what names the HOME."""
+    """The user's repository on a machine's disk.
 
-    def __init__(self, machine: Machine, env: Mapping[str, str]) -> None:
+    env: of a shell there, less what names the HOME. owner: uid and gid of the user; root mounts all the same.
+    """
+
+    def __init__(self, machine: Machine, env: Mapping[str, str], owner: int = 0) -> None:
         self.machine = machine
+        self.owner = owner
         self.root = machine.disk / "repo"
         home = str(machine.disk / "home")
         self.env = {**env, "HOME": home, "XDG_STATE_HOME": f"{home}/state", "XDG_CACHE_HOME": f"{home}/cache"}
@@ -142,7 +146,7 @@ class Desk:
 
     def do(self, *argv: str) -> Done:
         """Run a command to its end; whatever happens, overlayrun never raises."""
-        command = self.machine.inside(argv, self.root, self.env)
+        command = self._command(*argv)
         done = subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE)
         ended = Done(done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr))
         assert "Traceback" not in ended.err, str(ended)
@@ -155,11 +159,15 @@ class Desk:
         assert done.code == 0, f"{argv}: {done}"
         return done.out
 
+    def _command(self, *argv: str) -> list[str]:
+        become = ["setpriv", f"--reuid={self.owner}", f"--regid={self.owner}", "--clear-groups"]
+        return self.machine.inside([*(become if self.owner else ()), *argv], self.root, self.env)
+
     @contextmanager
     def at_work(self, script: str) -> Iterator[Running]:
         """Let a script of the shell run on while the test does; it ends with the machine."""
         log = self.machine.place / f"{uuid.uuid4().hex}.log"
-        command = self.machine.inside(["sh", "-c", script], self.root, self.env)
+        command = self._command("sh", "-c", script)
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:

@@ -51,7 +51,7 @@ def apply_command(*, text: str, as_json: bool, **given: Any) -> int:
             return refuse(left)
         return None if is_wanted(record.branch, "apply", left.carriers) else _DECLINED
 
-    return _said(record, apply(opened.repository, opened.layout, record, refused), as_json=as_json)
+    return _said(record, apply(opened.repository, opened.layout, record, refused, tell), as_json=as_json)
 
 
 def _left(found: Incoming, settings: Settings) -> Incoming:

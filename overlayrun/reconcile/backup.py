@@ -7,11 +7,11 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 
-from overlayrun.files import read_bytes
+from overlayrun.files import flush_disk, read_bytes
 from overlayrun.model import CommitId
 from overlayrun.store.commits import format_commit
 from overlayrun.store.git import git
-from overlayrun.store.refs import QUEUE, RefUpdate, update_refs
+from overlayrun.store.refs import QUEUE, RefUpdate, flush_refs, update_refs
 from overlayrun.store.settings import read_settings
 
 
@@ -31,8 +31,10 @@ def record(common_dir: str, index: str, displaced: Sequence[tuple[str, bytes]]) 
     tree, identity = bytes.fromhex(ask("write-tree")), read_settings(common_dir).identity
     commit = format_commit(tree, [], identity, int(time.time()), "Saved while a branch was delivered\n")
     oid = CommitId(ask("hash-object", "-w", "-t", "commit", "--stdin", data=commit))
+    flush_disk(f"{common_dir}/objects")  # the ref is flushed, and must not name what is not on the disk
     ref = f"{QUEUE}user-backup/{time.time_ns()}"
     update_refs(common_dir, [RefUpdate(ref, oid, None)], why="backup")
+    flush_refs(common_dir, [ref])
     return ref
 
 

@@ -8,37 +8,25 @@ from __future__ import annotations
 
 import fcntl
 import os
-import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from overlayrun.errors import RefMoved
 from overlayrun.files import remove_tree
 from overlayrun.model import BranchName, CommitId
-from overlayrun.reconcile.exchange import (
-    Order,
-    Tell,
-    Touched,
-    exchange,
-    recover_exchange,
-    scratch_directory,
-    see,
-)
+from overlayrun.reconcile.exchange import Order, exchange, see
+from overlayrun.reconcile.touched import GITLINK, mode_of, strangers, touched_between
+from overlayrun.reconcile.works import PATIENCE, PAUSE, Tell, alone, recover_exchange, scratch_directory
 from overlayrun.reconcile.worktrees import Held, WorkTree, checked_out, every_tree, has_head
 from overlayrun.store.commits import printable
 from overlayrun.store.git import GitFailed, git
-from overlayrun.store.refs import RefUpdate, branch_ref, update_refs
+from overlayrun.store.refs import RefUpdate, branch_ref, flush_refs, update_refs
 from overlayrun.workspace.layout import Layout
 
 __all__ = ["Held", "deliver", "recover_delivery"]
 
-_PATIENCE: Final = 30.0
-"""Seconds to wait for another delivery."""
-_PAUSE: Final = 0.02
-_GITLINK: Final = "160000"
 _DIRTY: Final = "dirty"
 _STAGED: Final = "staged"
 _UNTRACKED: Final = "untracked and in the way"
@@ -61,7 +49,7 @@ def deliver(
     tell: called with what the user must know, one sentence each: where something that he saved meanwhile is
     kept. Raises RefMoved where the branch is not at `old` any more.
     """
-    with _alone(layout) as lock:
+    with alone(layout) as lock:
         if not lock:
             return (Held(common_dir, "another delivery is under way"),)
         held = recover_exchange(common_dir, layout, tell)
@@ -71,21 +59,22 @@ def deliver(
         _check_ref(common_dir, target, old)
         if held:
             return held
-        order = Order(layout, common_dir, target, old, new, _touched(common_dir, old, new))
-        return _deliver(order, trees, lock, tell) if trees else _move_alone(order, tell)
+        order = Order(layout, common_dir, target, old, new, touched_between(common_dir, old, new))
+        return _deliver(order, trees, lock, tell) if trees else _movealone(order, tell)
 
 
-def _move_alone(order: Order, tell: Tell) -> tuple[Held, ...]:
+def _movealone(order: Order, tell: Tell) -> tuple[Held, ...]:
     """Move a branch that no tree has checked out; a tree that is just being switched to it gets its files."""
     for tree in every_tree(order.common_dir):
         if os.path.lexists(f"{tree.git_dir}/index.lock"):
             return (Held(tree.path, "another git process is at work there"),)
     update_refs(order.common_dir, [RefUpdate(branch_ref(order.target), order.new, order.old)], why="merge")
-    time.sleep(_PAUSE)  # git looks at a branch some moments before it takes its lock
+    flush_refs(order.common_dir, [branch_ref(order.target)])
+    time.sleep(PAUSE)  # git looks at a branch some moments before it takes its lock
     for tree in every_tree(order.common_dir):
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + PATIENCE
         while os.path.lexists(f"{tree.git_dir}/index.lock") and time.monotonic() < end:
-            time.sleep(_PAUSE)
+            time.sleep(PAUSE)
         if has_head(tree, order.target) and not _follow(replace(order, follows=True), tree, tell):
             tell(f"{tree.path} was being switched while its branch moved on: see git status")
     return ()
@@ -120,7 +109,7 @@ def _index_is_of(tree: WorkTree, commit: CommitId) -> bool:
 
 def recover_delivery(common_dir: str, layout: Layout, tell: Tell = lambda _: None) -> tuple[Held, ...]:
     """Finish or undo a delivery that was killed, as the next one would; () when all is in order."""
-    with _alone(layout) as lock:
+    with alone(layout) as lock:
         return recover_exchange(common_dir, layout, tell) if lock else ()
 
 
@@ -142,44 +131,10 @@ def _deliver(order: Order, trees: Sequence[WorkTree], lock: int, tell: Tell) -> 
     return _merge_all(order, trees) if done is None else done
 
 
-@contextmanager
-def _alone(layout: Layout) -> Iterator[int]:
-    """Hold the flock that makes deliveries come one at a time; 0 where another's takes too long."""
-    fd = os.open(f"{layout.root}/deliver.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        yield fd if _wait_for(fd) else 0
-    finally:
-        os.close(fd)
-
-
-def _wait_for(fd: int) -> bool:
-    end = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                return False
-            time.sleep(_PAUSE)
-        else:
-            return True
-
-
 def _check_ref(common_dir: str, target: BranchName, old: CommitId) -> None:
     now = git(["rev-parse", "--verify", "-q", branch_ref(target)], git_dir=common_dir, check=False)
     if now.decode().strip() != old:
         raise RefMoved(f"{target} was moved by somebody else meanwhile")
-
-
-def _touched(common_dir: str, old: CommitId, new: CommitId) -> list[Touched]:
-    """Paths that differ between two commits, in git's order."""
-    options = ["-r", "-z", "--no-renames", "--raw", "--ignore-submodules=none"]
-    fields = git(["diff-tree", *options, old, new], git_dir=common_dir).split(b"\0")[:-1]
-    found = []
-    for what, path in zip(fields[::2], fields[1::2], strict=True):
-        old_mode, new_mode, was, now, _ = what.decode().removeprefix(":").split(" ")
-        found.append(Touched(path, old_mode, new_mode, was, now))
-    return found
 
 
 def _examine(order: Order, tree: WorkTree) -> tuple[Held, ...]:
@@ -211,46 +166,14 @@ def _shown(path: bytes) -> str:
 def _obstacles(order: Order, tree: WorkTree) -> dict[bytes, str]:
     """What lies in the way of the touched paths, by path."""
     deleted = {each.path for each in order.touched if each.is_deleted}
-    strangers = {path for each in order.touched if each.is_added for path in _strangers(tree, each, deleted)}
-    ignored = _ignored(tree, strangers)
-    found = {path: _IGNORED if path in ignored else _UNTRACKED for path in strangers}
+    added = [each for each in order.touched if each.is_added]
+    strange = {path for each in added for path in strangers(tree.path, each, deleted)}
+    ignored = _ignored(tree, strange)
+    found = {path: _IGNORED if path in ignored else _UNTRACKED for path in strange}
     found |= dict.fromkeys(
         _staged(tree, order.old).intersection(each.path for each in order.touched), _STAGED
     )
     return found | dict.fromkeys(_edited(order, tree), _DIRTY)
-
-
-def _strangers(tree: WorkTree, each: Touched, deleted: set[bytes]) -> Iterator[bytes]:
-    """What lies where a file is to be made, and is none that the same change deletes."""
-    root, parts = os.fsencode(tree.path), each.path.split(b"/")
-    for end in range(1, len(parts)):
-        above = b"/".join(parts[:end])
-        mode = _mode(os.path.join(root, above))
-        if mode is None:
-            return
-        if not stat.S_ISDIR(mode):
-            yield from {above} - deleted
-            return
-    mode = _mode(os.path.join(root, each.path))
-    if mode is None or (stat.S_ISDIR(mode) and each.new_mode == _GITLINK):
-        return
-    if stat.S_ISDIR(mode):
-        yield from (path for path in _files_below(root, each.path) if path not in deleted)
-    else:
-        yield each.path
-
-
-def _mode(path: bytes) -> int | None:
-    try:
-        return os.lstat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _files_below(root: bytes, path: bytes) -> Iterator[bytes]:
-    for directory, names, files in os.walk(os.path.join(root, path)):
-        links = [name for name in names if os.path.islink(os.path.join(directory, name))]
-        yield from (os.path.relpath(os.path.join(directory, name), root) for name in (*links, *files))
 
 
 def _ignored(tree: WorkTree, paths: Iterable[bytes]) -> set[bytes]:
@@ -282,7 +205,7 @@ def _edited(order: Order, tree: WorkTree) -> set[bytes]:
     O(touched), with the user's own filters. What differs and yet is clean for the user's index (a file that
     was committed with other line ends than its attributes ask for) is not edited.
     """
-    files = [each for each in order.touched if not each.is_added and each.old_mode != _GITLINK]
+    files = [each for each in order.touched if not each.is_added and each.old_mode != GITLINK]
     lines = b"".join(f"{each.old_mode} {each.old}\t".encode() + each.path + b"\0" for each in files)
     scratch = scratch_directory(order.layout)
     remove_tree(scratch)
@@ -304,7 +227,7 @@ def _trusted(tree: WorkTree) -> set[bytes]:
     tagged = git(["ls-files", "-z", "-v"], cwd=tree.path).split(b"\0")[:-1]
     root = os.fsencode(tree.path)
     left_out = {
-        line[2:] for line in tagged if line[:1] in b"Ss" and _mode(os.path.join(root, line[2:])) is None
+        line[2:] for line in tagged if line[:1] in b"Ss" and mode_of(os.path.join(root, line[2:])) is None
     }
     # A lower-case letter: the file is assumed to be unchanged, which nobody has looked at.
     return ({line[2:] for line in tagged if line[:1] == b"H"} - _diff_files(tree, {})) | left_out

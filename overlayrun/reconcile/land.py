@@ -6,7 +6,6 @@ that loses a compare-and-swap gets RefMoved and looks again.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from overlayrun.errors import RefMoved
-from overlayrun.kernel import syscalls
+from overlayrun.files import flush_disk
 from overlayrun.model import EMPTY_TREE, BranchName, CommitId
 from overlayrun.reconcile.candidates import Candidate
 from overlayrun.reconcile.deliver import deliver, recover_delivery
@@ -28,6 +27,7 @@ from overlayrun.store.refs import (
     approved_ref,
     branch_ref,
     conflict_ref,
+    flush_refs,
     from_ref,
     landed_ref,
     parked_ref,
@@ -190,11 +190,7 @@ class Ledger:
 
     def _flush(self) -> None:
         """One syncfs(2) for all that was written since the last: objects first, then refs."""
-        fd = os.open(self._repo.objects, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            syscalls.syncfs(fd)
-        finally:
-            os.close(fd)
+        flush_disk(self._repo.objects)
 
     def deliver(self) -> Delivery:
         """Bring the target's own branch, and the files where it is checked out, to the tip.
@@ -241,6 +237,7 @@ def approve(repo: Repo, item: Item) -> None:
     """Let the branch land as it stands now. Raises RefMoved where somebody else approves it just now."""
     ref = approved_ref(item.record.id)
     update_refs(repo.git_dir, [RefUpdate(ref, item.tip, repo.ref(ref))], why="approve")
+    flush_refs(repo.git_dir, [ref])
 
 
 def unapprove(repo: Repo, item: Item) -> bool:

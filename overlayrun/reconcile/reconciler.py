@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, NoReturn, Self
 
-from overlayrun.errors import RefMoved
+from overlayrun.errors import RefMoved, UsageError
 from overlayrun.model import BranchName, CommitId
 from overlayrun.reconcile.board import Board
 from overlayrun.reconcile.candidates import Builder, Candidate, Chain, Clash, Proposal, propose
@@ -32,6 +32,7 @@ from overlayrun.store.location import Repository
 from overlayrun.store.merger import MergeEngine
 from overlayrun.store.refs import branch_ref, tip_ref
 from overlayrun.store.repo import Repo
+from overlayrun.workspace.catalogue import find_exact
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
 
@@ -82,7 +83,16 @@ class Reconciler:
         show: Callable[[Event], None],
         ask: Ask | None = None,
     ) -> None:
-        """ask: asks the user about files that run code; without it, what he did not approve stays out."""
+        """ask: asks the user about files that run code; without it, what he did not approve stays out.
+
+        Raises UsageError for a target that has a workspace: its next snapshot would undo what came by its
+        ref alone.
+        """
+        if find_exact(layout, target) is not None:
+            raise UsageError(
+                f"{target} is a branch with a workspace: what comes into it must change its files, too",
+                hint=f"one branch after another: overlayrun merge BRANCH --into {target}",
+            )
         self._repository = repository
         self._layout = layout
         self._settings = settings

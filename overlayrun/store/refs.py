@@ -200,7 +200,10 @@ def _boot_time() -> int:
 
 
 def flush_refs(git_dir: str, names: Iterable[str]) -> None:
-    """Flush refs that were made without it (`Repo.make_refs`); one that is packed or gone needs none."""
+    """Flush refs that were made without it, and their names, which git never flushes; for what is told of.
+
+    One that is packed or gone needs none. Flushing a file whose rename is not written yet writes that too.
+    """
     for name in names:
         try:
             fd = os.open(f"{git_dir}/{name}", os.O_RDONLY | os.O_CLOEXEC)

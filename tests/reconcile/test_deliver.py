@@ -509,7 +509,7 @@ def test_names_with_odd_bytes_are_shown_escaped(place: Place) -> None:
 
 
 def test_deliveries_come_one_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("overlayrun.reconcile.deliver._PATIENCE", 0.1)
+    monkeypatch.setattr("overlayrun.reconcile.works.PATIENCE", 0.1)
     layout = open_state(str(place.repo.root / ".git"))
     with open(f"{layout.root}/deliver.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

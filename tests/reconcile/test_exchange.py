@@ -16,7 +16,7 @@ from conftest import SHARE, UserRepo
 
 from overlayrun.errors import RefMoved
 from overlayrun.model import BranchName, CommitId
-from overlayrun.reconcile import exchange
+from overlayrun.reconcile import exchange, works
 from overlayrun.reconcile.deliver import deliver, recover_delivery
 from overlayrun.reconcile.worktrees import Held
 from overlayrun.store.refs import update_refs
@@ -221,7 +221,7 @@ def test_a_save_found_in_the_displaced_file_is_put_back(desk: Desk, monkeypatch:
         # An editor that has the file open writes after the exchange, within the grace.
         settle = exchange._let_settle
 
-        def save_then_settle(works: list[exchange._Work]) -> None:
+        def save_then_settle(works: list[works.Work]) -> None:
             open_file.write("saved late\n")
             open_file.flush()
             settle(works)
@@ -257,7 +257,7 @@ def test_a_branch_that_moves_meanwhile_takes_the_files_back(
     mine = desk.repo.git("commit-tree", "main^{tree}", "-p", "main", "-m", "mine")
     settle = exchange._let_settle
 
-    def move_then_settle(works: list[exchange._Work]) -> None:
+    def move_then_settle(works: list[works.Work]) -> None:
         desk.repo.git("update-ref", "refs/heads/main", mine)
         settle(works)
 
@@ -286,7 +286,7 @@ def test_a_tree_switched_to_the_branch_while_it_moves_gets_the_files_and_loses_n
     monkeypatch.setattr("overlayrun.reconcile.deliver.update_refs", move_then_switch)
     with (desk.repo.root / "README").open("a") as held_open:
 
-        def save_then_settle(works: list[exchange._Work]) -> None:
+        def save_then_settle(works: list[works.Work]) -> None:
             held_open.write("mine\n" * saves)
             held_open.flush()
             settle(works)
@@ -329,7 +329,7 @@ def test_two_trees_get_the_files_together_or_not_at_all(
     new = desk.commit("main", {"README": "new\n", "src/app.py": None})
     settle = exchange._let_settle
 
-    def save_then_settle(works: list[exchange._Work]) -> None:
+    def save_then_settle(works: list[works.Work]) -> None:
         with open(f"{works[1].scratch}/side/0", "a") as file:
             file.write("saved late\n")
         settle(works)

@@ -19,6 +19,7 @@ from overlayrun.capture import answer_of, capture
 from overlayrun.control import ask
 from overlayrun.durable import sync_in_background
 from overlayrun.errors import OverlayrunError, RefMoved, UsageError, WorkspaceBusy, WorkspaceError
+from overlayrun.files import write_whole
 from overlayrun.idle import idle_sandbox
 from overlayrun.keeper import Command
 from overlayrun.live import LiveSandbox
@@ -26,7 +27,6 @@ from overlayrun.model import EMPTY_TREE, CommitId, SnapshotReason, TreeId
 from overlayrun.recover import recover, synced_mark
 from overlayrun.sandbox.confinement import Confinement
 from overlayrun.store.commits import format_commit
-from overlayrun.store.git import git
 from overlayrun.store.landings import Landing, landing_of
 from overlayrun.store.location import Repository
 from overlayrun.store.merger import Conflict, Merged, merge_once
@@ -34,17 +34,11 @@ from overlayrun.store.pack import ObjectWriter
 from overlayrun.store.refs import RefUpdate, landed_ref, update_refs
 from overlayrun.store.repo import Repo, SnapshotInfo
 from overlayrun.store.settings import read_settings
+from overlayrun.transplant import change_files
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.lock import is_locked, lock
 from overlayrun.workspace.record import Record
 
-# Every word of it stands on the command line, above the user's configuration.
-_DIFF: Final = (
-    *("diff-tree", "-p", "--binary", "--full-index", "--no-renames", "--no-ext-diff", "--no-textconv"),
-    *("--no-color", "--no-relative", "--unified=3", "--inter-hunk-context=0"),
-    *("--src-prefix=a/", "--dst-prefix=b/", "--ignore-submodules=none"),
-)
-_APPLY: Final = ("git", "apply", "--whitespace=nowarn", "-")
 _RESTORED: Final = "Restore snapshot "
 
 
@@ -63,10 +57,14 @@ class Absorbed:
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """A workspace whose files may be changed. take: a snapshot of it, in these words."""
+    """A workspace whose files may be changed. take: a snapshot of it, in these words.
+
+    mark: file that lets the next command take back what a kill leaves half done; None where a run goes on.
+    """
 
     live: LiveSandbox
     take: Any
+    mark: str | None = None
 
 
 def absorb(
@@ -101,22 +99,35 @@ def _merge(
         return Absorbed(said, conflicts=merged.conflicts)
     files = repo.diff_stat(ours.tree, merged.tree).files
     if not files:
+        if not dry_run and (landing is None or landing.source != theirs.commit):
+            # A kill may have come before the note: the next merge is not to meet these changes again.
+            _note(repo, target, source, ours.commit, theirs.commit)
         return Absorbed(f"branch {source.branch} is in {target.branch} already")
     told = f"{files} file{'s' * (files != 1)}"
     if dry_run:
         return Absorbed(f"{source.branch} would come into {target.branch} ({told})", files)
-    _apply(opened, target, repo, ours.tree, merged)
-    taken = opened.take(f"Merge {source.branch}")
+    with _marked(opened, ours):
+        _apply(opened, target, repo, ours.tree, merged)
+        taken = opened.take(f"Merge {source.branch}")
     _note(repo, target, source, CommitId(taken["commit"]), theirs.commit)
     said = f"{source.branch} is merged into {target.branch}'s workspace ({told}): snapshot {taken['number']}"
     return Absorbed(said, files, snapshot=taken)
 
 
+@contextmanager
+def _marked(opened: _Open, ours: SnapshotInfo) -> Iterator[None]:
+    if opened.mark:
+        write_whole(opened.mark, b"%d" % ours.number, durable=False)
+    try:
+        yield
+    finally:
+        if opened.mark:
+            os.unlink(opened.mark)
+
+
 def _apply(opened: _Open, target: Record, repo: Repo, old: TreeId, merged: Merged) -> None:
     """Change the files from the tree `old` to the merged one, all or nothing."""
-    patch = git([*_DIFF, old, merged.tree], git_dir=repo.git_dir)
-    status, _ = opened.live.run_inside(_APPLY, patch)
-    if not status:
+    if change_files(opened.live, repo.git_dir, old, merged.tree):
         return
     now = opened.take(None)
     branch = target.branch
@@ -151,7 +162,7 @@ def _opened(repository: Repository, layout: Layout, target: Record) -> Iterator[
             def take(words: str | None) -> dict[str, Any]:
                 return answer_of(capture(layout, record, SnapshotReason.REQUEST, words, live))
 
-            yield _Open(live, take)
+            yield _Open(live, take, place.absorbing)
     finally:
         os.close(held)
         if target.last_run:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Final
 
+    from overlayrun.backends.present import Present
     from overlayrun.model import BranchName
     from overlayrun.workspace.layout import Layout, WorkspaceLayout
     from overlayrun.workspace.record import Record
@@ -36,16 +37,17 @@ _OUTSIDE: Final = " from inside"
 class Along:
     """What is copied. layers: (place of the source's, its name in a workspace); empty where nothing is.
 
-    entries, size: of one copy. is_quiet: nobody works in the source, whose lock the caller holds. notes: why
-    something stays behind.
+    clone: what makes a whole tree again at once, where that can be had. entries, size: of one copy. is_quiet:
+    nobody works in the source, whose lock the caller holds. notes: why something stays behind.
     """
 
-    __slots__ = ("entries", "is_quiet", "layers", "layout", "notes", "size", "source")
+    __slots__ = ("clone", "entries", "is_quiet", "layers", "layout", "notes", "size", "source")
 
     def __init__(self, layout: Layout, source: Record, *, is_quiet: bool) -> None:
         self.layout = layout
         self.source = source
         self.is_quiet = is_quiet
+        self.clone: Callable[[str, str], None] | None = None
         self.entries = self.size = 0
         self.layers: list[tuple[str, str]] = []
         self.notes: list[str] = []
@@ -57,11 +59,16 @@ def look(along: Along, count: int, tell: Callable[[str], None], *, by_command: b
     tell: called with a line before anything slow. by_command: the run that was asked copies, and waits.
     """
     source, place = along.source, along.layout.workspace(along.source.id)
+    if identity_of(place.upper) != source.inode:
+        return  # a fork that nobody has opened, or a copy: the snapshot knows best
     if source.is_whole:
-        along.notes.append(f"backend {source.backend}: ignored files that were made there do not come along")
-    if source.is_whole or identity_of(place.upper) != source.inode:
-        return  # a whole tree, a fork that nobody has opened, or a copy: the snapshot knows best
+        from overlayrun.backends.registry import BACKENDS  # 5 ms, for whole trees alone
+
+        along.clone = BACKENDS[source.backend].cloner(place.upper)
     for path, name in _layers(place, source):
+        if name == "upper" and along.clone:
+            along.layers.append((path, name))
+            continue
         most = (_ENTRIES_INSIDE if by_command else _ENTRIES) // count
         excess = _excess(along, path, count, most)
         if excess is None:
@@ -111,21 +118,33 @@ def fill(along: Along, place: WorkspaceLayout, new: BranchName) -> list[str]:
     new: its branch. Raises OSError, SnapshotError.
     """
     source, own = along.source, along.layout.workspace(along.source.id)
-    left_out: list[bytes] = []
+    # Before the tree: what is committed meanwhile looks uncommitted in the fork, and not taken back.
+    os.mkdir(place.git_upper, 0o700)
+    fd = os.open(own.git_upper, _DIRECTORY)
+    try:
+        left_out = copy_git_directory(fd, place.git_upper, source.branch, new, is_quiet=along.is_quiet)
+    finally:
+        os.close(fd)
+    present = _present(along, own, place) if source.is_whole else None
     for path, name in along.layers:
+        if present and name == "upper":
+            left_out += present.make()
+            continue
         target = f"{place.root}/{name}"
         os.makedirs(target, mode=0o700)
         left_out += _copy(path, target, is_quiet=along.is_quiet)
     if source.dirty:
         os.mkdir(place.dirty, 0o700)
         _copy(own.dirty, place.dirty, is_quiet=True)  # nobody writes to a lower layer
-    os.mkdir(place.git_upper, 0o700)
-    fd = os.open(own.git_upper, _DIRECTORY)
-    try:
-        left_out += copy_git_directory(fd, place.git_upper, source.branch, new, is_quiet=along.is_quiet)
-    finally:
-        os.close(fd)
+    if present:
+        present.settle()
     return [os.fsdecode(path) for path in left_out]
+
+
+def _present(along: Along, own: WorkspaceLayout, place: WorkspaceLayout) -> Present:
+    from overlayrun.backends.present import Present
+
+    return Present(own, place, along.clone, is_quiet=along.is_quiet)
 
 
 def _copy(path: str, target: str, *, is_quiet: bool) -> list[bytes]:

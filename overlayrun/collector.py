@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from overlayrun.bases.index import stamp_of
 from overlayrun.errors import SnapshotError
 from overlayrun.layers.names import is_dotgit, is_dotgitmodules
 from overlayrun.layers.walk import Content, Opened
 from overlayrun.layers.wire import FileInfo, LimitReached, Trouble
 from overlayrun.store.convert import Converter
-from overlayrun.store.hashes import HashCache, Stamp
+from overlayrun.store.hashes import HashCache
 from overlayrun.store.ignore import IgnoreRules
 from overlayrun.store.pack import ObjectWriter, ShortRead, join_exactly
 from overlayrun.store.repo import Repo
@@ -29,6 +28,7 @@ from overlayrun.store.trees import (
     format_tree,
     is_tree,
 )
+from overlayrun.survey import Made
 
 STREAMED: Final = 8 << 20  # bytes; larger files are never held in memory
 PATH_MAX: Final = 4096  # linux/limits.h: no checkout could make a longer path
@@ -122,7 +122,7 @@ class Collector:
 
     known: the cache of the snapshot before; margin: ns before it began that it is not believed for; found:
     the cache for the next one, filled on the way. largest: bytes of the largest file that was left out for
-    its size. made: of an upper that holds the whole tree, the stamps that its files had as it was made.
+    its size. made: of an upper that holds the whole tree, what is known of it as it was made.
     """
 
     repo: Repo
@@ -134,7 +134,7 @@ class Collector:
     limits: Limits
     file_mode: bool
     found: HashCache
-    made: Mapping[bytes, Stamp] | None = None
+    made: Made | None = None
     left_out: list[LeftOut] = field(default_factory=list)
     ignored: int = 0
     raced: int = 0
@@ -163,7 +163,7 @@ class Collector:
         if self.made is not None:
             # What is named here was never deleted: it is the start's until it is known to be another.
             self._keep(where, name)
-            if where.entries.get(name) and self.made.get(path) == stamp_of(*info.stamp):
+            if where.entries.get(name) and self.made.is_still(path, info):
                 return False
         if self._is_barred(where, name, path):
             return False
@@ -183,13 +183,15 @@ class Collector:
             self._check_count(self._changed_directories, "directories changed")
         start = self._read(start_id)
         committed = where.committed.get(name)
+        hidden = opened.opaque or self.made is not None
         inside = Directory(
             path,
             where,
             start_id,
             start,
             self._read(committed[1] if committed and is_tree(committed) else None),
-            {} if opened.opaque or self.made is not None else dict(start),
+            # Below an opaque directory nothing shows through either, and no mark says so again.
+            dict(start) if is_tree(where.entries.get(name)) and not hidden else {},
             where.rules,
             ignored=where.ignored or where.rules.is_ignored(path, directory=True),
         )

@@ -6,13 +6,12 @@ import hashlib
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from overlayrun.account import Account, Session
-from overlayrun.bases.index import read_stamps
 from overlayrun.chain import Link, append, is_half_moved, tells, told_in
 from overlayrun.collector import Collector, LeftOut, LeftOutReason, Limits, show_bytes
 from overlayrun.errors import SnapshotError
@@ -31,6 +30,7 @@ from overlayrun.store.refs import snapshots_ref
 from overlayrun.store.repo import Repo, SnapshotInfo
 from overlayrun.store.settings import Settings, read_settings
 from overlayrun.store.trees import ChangeCount, count_changes
+from overlayrun.survey import Survey
 from overlayrun.wording import Occasion, digest
 
 __all__ = ["LeftOut", "LeftOutReason", "Limits", "Snapshot", "SnapshotJob", "take_snapshot"]
@@ -41,6 +41,14 @@ _CLOCK_MARGIN: Final = 20_000_000
 # after 30 s
 # by default (vm.dirty_expire_centisecs) and 5 more. The last snapshot of a run must not miss such a store.
 _MAPPED_MARGIN: Final = 60_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Readers:
+    """Who looks into the upper. survey: of a whole tree."""
+
+    reader: Reader
+    survey: Survey | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +88,16 @@ def take_snapshot(job: SnapshotJob, *, reason: SnapshotReason, message: str | Ac
     Raises SnapshotError, StoreError (RefMoved: another snapshot of this workspace was taken meanwhile).
     """
     # The reader gets ready while we look around; it reads nothing yet.
-    with _reading(job, reason) as reader:
+    with _reading(job, reason) as readers:
         scene = _look_around(job)
         text, account = (None, message) if isinstance(message, Account) else (message, None)
-        return _take(job, scene, reader, Occasion(reason, text, account, job.session, job.task))
+        return _take(job, scene, readers, Occasion(reason, text, account, job.session, job.task))
 
 
-def _take(job: SnapshotJob, scene: _Scene, reader: Reader, occasion: Occasion) -> Snapshot:
+def _take(job: SnapshotJob, scene: _Scene, readers: _Readers, occasion: Occasion) -> Snapshot:
     with ObjectWriter(scene.repo.objects) as writer:
         try:
-            found = _collect(job, scene, writer, reader, occasion.reason)
+            found = _collect(job, scene, writer, readers, occasion.reason)
             if _is_unchanged(job, scene, found, occasion):
                 return _unchanged(job, scene, found)
             return _record(job, scene, found, writer, occasion)
@@ -100,14 +108,14 @@ def _take(job: SnapshotJob, scene: _Scene, reader: Reader, occasion: Occasion) -
 def preview(job: SnapshotJob) -> Snapshot:
     """What a snapshot would hold, with nothing written: the tree's id and the counts, for a throwaway."""
     reason = SnapshotReason.REQUEST
-    with _reading(job, reason) as reader:
+    with _reading(job, reason) as readers:
         scene = _look_around(job)
         with ObjectWriter(scene.repo.objects) as writer:
-            return _unchanged(job, scene, _collect(job, scene, writer, reader, reason))
+            return _unchanged(job, scene, _collect(job, scene, writer, readers, reason))
 
 
 @contextmanager
-def _reading(job: SnapshotJob, reason: SnapshotReason) -> Iterator[Reader]:
+def _reading(job: SnapshotJob, reason: SnapshotReason) -> Iterator[_Readers]:
     """A reader of the upper, for as long as the limits say; what reaches a limit says how to go beyond it."""
     limits = job.limits
     seconds = limits.seconds
@@ -115,8 +123,10 @@ def _reading(job: SnapshotJob, reason: SnapshotReason) -> Iterator[Reader]:
         seconds = min(seconds, limits.interval_seconds)
     try:
         work = serve if job.index is None else serve_tree
-        with Reader(job.upper, None if limits.force_large else seconds, work) as reader:
-            yield reader
+        end = None if limits.force_large else seconds
+        with ExitStack() as stack:
+            survey = stack.enter_context(Survey(job.upper, job.index, end)) if job.index else None
+            yield _Readers(stack.enter_context(Reader(job.upper, end, work)), survey)
     except LimitReached as err:
         raise SnapshotError(
             f"{err}; {KEPT}",
@@ -145,7 +155,7 @@ def _look_around(job: SnapshotJob) -> _Scene:
 
 
 def _collect(
-    job: SnapshotJob, scene: _Scene, writer: ObjectWriter, reader: Reader, reason: SnapshotReason
+    job: SnapshotJob, scene: _Scene, writer: ObjectWriter, readers: _Readers, reason: SnapshotReason
 ) -> _Found:
     repo, settings = scene.repo, scene.settings
     rules = hashlib.sha256(repr((scene.start, settings)).encode()).hexdigest()
@@ -153,6 +163,7 @@ def _collect(
     known = load_hashes(job.hashes, rules, previous)
     for oid in known.objects():
         writer.trust(oid)
+    base = _raw(repo.tree_of(job.base))
     final = reason in (SnapshotReason.EXIT, SnapshotReason.RECOVERY)
     started = time.time_ns()
     with Converter(repo, settings, writer, beside=job.hashes, run_inside=job.run_inside) as converter:
@@ -166,14 +177,14 @@ def _collect(
             limits=job.limits,
             file_mode=settings.file_mode,
             found=HashCache(rules, started=started),
-            made=None if job.index is None else read_stamps(job.index),
+            made=readers.survey.made(repo.read_tree, base, _raw(scene.start)) if readers.survey else None,
         )
         head = scene.imported.head
         top = partial(
             collector.top, _raw(scene.start), _raw(repo.tree_of(head)), base_rules(settings.excludes)
         )
-        walk_upper(reader.channel, top, collector, largest=job.limits.largest)
-        reader.end()
+        walk_upper(readers.reader.channel, top, collector, largest=job.limits.largest)
+        readers.reader.end()
         tree = collector.finish()
     return _Found(
         TreeId((tree or writer.add(b"tree", b"")).hex()),

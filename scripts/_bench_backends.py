@@ -1,4 +1,4 @@
-"""Rows about backends: start, snapshot and disk of each, on file systems in loop images; for root."""
+"""Rows about backends: start, snapshot, fork and disk of each, on file systems in loop images; for root."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PEERS: Final[Mapping[tuple[str, str], tuple[str, float | None]]] = {
 
 @contextmanager
 def backends(world: World, size: int) -> Iterator[Race]:
-    """A new branch up to its command's first instant; ten changed files up to the prompt; the disk taken."""
+    """A new branch up to its command's first instant; ten changed files to the prompt; a fork; the disk."""
     if os.geteuid():
         raise AbsentError("loop images are made by root")
     with ExitStack() as stack:
@@ -50,7 +50,10 @@ def backends(world: World, size: int) -> Iterator[Race]:
 
 def _figures(backend: str, kind: str, size: int) -> list[Figure]:
     name, files = f"{backend} on {kind}", f"{size:,}"
-    made = [amount(f"disk of a new branch, {name}", files, f"{name}, disk", "KB")]
+    made = [
+        amount(f"disk of a new branch, {name}", files, f"{name}, disk", "KB"),
+        amount(f"fork of ten changed files, {name}", files, f"{name}, fork", "ms"),
+    ]
     if (backend, kind) not in _PEERS:
         return made
     peer, limit = _PEERS[backend, kind]
@@ -100,11 +103,14 @@ def _branch(world: World, backend: str, place: str, size: int) -> Lane:
         os.sync()
         taken = _used(place) - before
         more = world.run(world.ours("-b", branch, "--", *world.inside("end", str(size), "10")), place)
-        world.drop(place, branch)
+        fork = world.run(world.ours("fork", branch, "-b", f"{branch}-fork"), place)
+        for made in (f"{branch}-fork", branch):
+            world.drop(place, made)
         return {
             name: (int(spent.output) - spent.ended) / 1e6 + spent.wall,
             f"{name}, end": (more.ended - int(more.output)) / 1e6,
             f"{name}, disk": taken / 1024,
+            f"{name}, fork": fork.wall,
         }
 
     return lane

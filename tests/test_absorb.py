@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Final
 
 import pytest
+from conftest import wait_until
 
 if TYPE_CHECKING:
     from conftest import UserRepo
@@ -94,6 +97,77 @@ def test_what_lies_in_the_way_is_left_as_it_is(repo: UserRepo) -> None:
     assert repo.inside("cat a.log") == "own\nother\n"
     assert repo.snapshots("b") == before
     assert repo.overlayrun("merge", "c", "--into", "b", "--check", "true").code == 3
+
+
+def test_a_reconciler_refuses_a_branch_with_a_workspace(repo: UserRepo) -> None:
+    """Its ref alone would move, and its next snapshot would undo that."""
+    repo.inside("echo 1 >one")
+    repo.inside("echo 2 >two", "--into", "b", branch="c")
+    before = repo.refs()
+    for words in (["reconcile", "--into", "b"], ["reconcile", "--into", "b", "--watch"]):
+        done = repo.overlayrun(*words)
+        assert (done.code, done.ours[0]) == (
+            3,
+            "b is a branch with a workspace: what comes into it must change its files, too",
+        )
+        assert done.ours[1].endswith("overlayrun merge BRANCH --into b")
+    assert repo.refs() == before
+    assert repo.overlayrun("merge", "c").code == 0
+    assert repo.inside("cat one two") == "1\n2\n"
+
+
+# Before the files change, before their snapshot, between its refs, before the note that it came in: each call
+# with the number of its turn. (All others were tried by hand.)
+_STEPS: Final = (("clone", 5), ("clone", 6), ("rename", 10), ("rename", 11), ("clone3", 7))
+
+
+def test_killed_at_any_step_it_is_typed_again(repo: UserRepo) -> None:
+    """Each time the same line changes: were a merge that came in not known, the next one would conflict."""
+    repo.inside("seq 9 >one")
+    repo.overlayrun("fork", "b", "-b", "c")
+    repo.inside("sed -i '9s/.*/own/' one")
+    log = repo.home.parent / "strace"
+    for call, turn in _STEPS:
+        step = f"{call}{turn}"
+        repo.inside(f"sed -i '1s/.*/{step}/' one; mkdir {step}; echo x >{step}/f", branch="c")
+        inject = ["-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={turn}"]
+        command = ["strace", "-o", str(log), *inject, *repo.command("merge", "c", "--into", "b")]
+        subprocess.run(command, cwd=repo.root, env=repo.env, capture_output=True, check=False)
+        assert "killed by SIGKILL" in log.read_text(errors="replace"), step
+        done = repo.overlayrun("merge", "c", "--into", "b")
+        assert done.code == 0, (step, str(done))
+        lines = [step, *"2345678", "own"]
+        assert (repo.workspace() / "upper/one").read_text().split() == lines
+        assert repo.show("b", "one").split() == lines
+        assert f"{step}/f" in repo.files("b")
+    repo.git("fsck", "--strict")
+
+
+@pytest.mark.parametrize("target", ["b", "d"])
+def test_killed_in_the_middle_of_the_files_it_is_taken_back(repo: UserRepo, target: str) -> None:
+    """Git removes what it changes before it writes it again. In `d` nothing has run yet."""
+    repo.write(".git/info/exclude", "*.log\n")
+    repo.inside("echo 1 >one; echo 2 >two; echo l >a.log")
+    repo.overlayrun("fork", "b", "-b", "d")
+    repo.overlayrun("fork", "b", "-b", "c")
+    repo.inside("echo c >>one; echo c >>two", branch="c")
+    patched = (
+        "import os, sys, overlayrun.absorb as a; from overlayrun.cli.main import run_cli;"
+        "a._apply = lambda opened, *_: (opened.live.run_inside(('sh', '-c', 'rm one; echo half >two'), b''),"
+        " os.kill(os.getpid(), 9)); run_cli(sys.argv[1:])"
+    )
+    words = [sys.executable, "-c", patched, "merge", "c", "--into", target]
+    assert subprocess.run(words, cwd=repo.root, env=repo.env, check=False).returncode == -9
+    upper = repo.workspace(target) / "upper"
+    wait_until(lambda: not (upper / "one").exists(), "the kill")
+    done = repo.overlayrun("merge", "c", "--into", target)
+    assert f"a merge into branch {target} was interrupted: it is as it was before" in done.err
+    assert done.code == 0, str(done)
+    upper = repo.workspace(target) / "upper"
+    assert [(upper / name).read_text() for name in ("one", "two", "a.log")] == ["1\nc\n", "2\nc\n", "l\n"]
+    # Nobody throws away what was there.
+    assert [repo.show(each, "two") for each in repo.snapshots(target)[:3]] == ["2\nc\n", "2\n", "half\n"]
+    assert repo.overlayrun("ls").err == ""
 
 
 def test_grandchildren_siblings_and_a_step_back(repo: UserRepo) -> None:

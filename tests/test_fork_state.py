@@ -124,12 +124,13 @@ def test_a_link_that_is_swapped_in_leads_nowhere(repo: UserRepo) -> None:
 
 
 @pytest.mark.root
-def test_a_full_disk_leaves_nothing_half_made(repo: UserRepo, loop_disk: Mounter) -> None:
+@pytest.mark.parametrize("backend", ["overlay", "copy"])
+def test_a_full_disk_leaves_nothing_half_made(repo: UserRepo, loop_disk: Mounter, backend: str) -> None:
     disk = loop_disk("ext4", 48)
     there = repo.at(disk / "repo")
     subprocess.run(["cp", "-a", str(repo.root), str(there.root)], check=True)
     there.git("config", "overlayrun.without", "watchdog")
-    there.inside("head -c 3000000 /dev/urandom >large; echo 1 >one")
+    there.inside("head -c 3000000 /dev/urandom >large; echo 1 >one", "--backend", backend)
     there.overlayrun("fork", "b", "-b", "c")  # everything that is made once
     room = os.statvfs(disk)
     with (disk / "ballast").open("wb") as file:
@@ -150,11 +151,12 @@ def test_a_full_disk_leaves_nothing_half_made(repo: UserRepo, loop_disk: Mounter
 _STEPS: Final = "rename,renameat2,fsync,unlink,unlinkat,mkdir,mkdirat"
 
 
-def test_killed_at_any_step_a_fork_is_whole_or_not_there(repo: UserRepo) -> None:
-    repo.inside("echo 1 >one")
+@pytest.mark.parametrize(("backend", "stride"), [("overlay", 2), ("copy", 5)])
+def test_killed_at_any_step_a_fork_is_whole_or_not_there(repo: UserRepo, backend: str, stride: int) -> None:
+    repo.inside("echo 1 >one", "--backend", backend)
     log = repo.home.parent / "strace"
     killed = 0
-    for step in range(1 + SHARE, 400, 2):
+    for step in range(1 + SHARE, 400, stride):
         name = f"c{step}"
         inject = ["-e", f"trace={_STEPS}", "-e", f"inject={_STEPS}:signal=SIGKILL:when={step}"]
         command = ["strace", "-o", str(log), *inject, *repo.command("fork", "b", "-n", "2", "-b", name)]
@@ -174,5 +176,5 @@ def test_killed_at_any_step_a_fork_is_whole_or_not_there(repo: UserRepo) -> None
         assert not list(repo.state.glob("workspaces/.*/refs")), step
         if made:
             assert repo.overlayrun("rm", *made).code == 0, step
-    assert killed > 5
+    assert killed > 10 // stride
     assert repo.inside("cat one") == "1\n"

@@ -14,7 +14,7 @@ from overlayrun.workspace.record import boot_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Protocol
 
     from overlayrun.workspace.layout import Layout
@@ -30,21 +30,29 @@ if TYPE_CHECKING:
         def make(self, layout: Layout, start: Start, place: Place) -> None:
             """Make a tree that holds what the start's layers show. Raises OSError, HostError."""
 
+        def cloner(self, tree: str) -> Callable[[str, str], None] | None:
+            """What makes another tree of a whole one at once: as it is at one moment, with inodes and times.
+
+            Called with both paths. None where each file is to be copied. Raises OSError.
+            """
+
 
 class Start:
     """What a workspace starts from, as paths of layers, top first.
 
     frozen: of the git tree, as the record names them below the state directory. carried: of ignored files, as
-    well. dirty: the layer of uncommitted changes, a path. mode: of the root directory.
+    well. dirty: the layer of uncommitted changes, a path. mode: of the root directory. for_nobody: whether
+    the command of a run by root is nobody.
     """
 
-    __slots__ = ("carried", "dirty", "frozen", "mode")
+    __slots__ = ("carried", "dirty", "for_nobody", "frozen", "mode")
 
     def __init__(self, frozen: Sequence[str], carried: Sequence[str], dirty: str | None, mode: int) -> None:
         self.frozen = frozen
         self.carried = carried
         self.dirty = dirty
         self.mode = mode
+        self.for_nobody = True
 
 
 class Place:

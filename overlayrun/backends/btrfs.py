@@ -18,7 +18,7 @@ from overlayrun.kernel import btrfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Final
 
     from overlayrun.backends.api import Backend, Start
@@ -53,6 +53,10 @@ class _Btrfs:
         copy_file(f"{master}/index", place.index)
         btrfs.snapshot(f"{master}/tree", place.tree)
         finish(start, place, int(read_bytes(f"{master}/size")))
+
+    def cloner(self, tree: str) -> Callable[[str, str], None] | None:
+        """A snapshot of the subvolume, unless the command made further ones in it."""
+        return btrfs.snapshot if btrfs.is_lone_subvolume(tree) else None
 
 
 class _Masters:

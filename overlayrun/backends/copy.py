@@ -6,6 +6,7 @@ from overlayrun.backends.joining import make_by_copying
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
     from overlayrun.backends.api import Backend, Place, Start
@@ -26,6 +27,11 @@ class _Copy:
     def make(self, layout: Layout, start: Start, place: Place) -> None:
         """O(files and bytes). Shares nothing, even where the file system could: that is `reflink`."""
         make_by_copying(layout, start, place, "never")
+
+    def cloner(self, tree: str) -> Callable[[str, str], None] | None:
+        """Each file is copied."""
+        del tree
+        return None
 
 
 BACKEND: Final[Backend] = _Copy()

@@ -14,7 +14,8 @@ from contextlib import suppress
 from overlayrun.bases.index import restat
 from overlayrun.errors import HostError
 from overlayrun.files import copy_file, disk_usage, remove_tree, write_whole
-from overlayrun.layers.marks import is_opaque, is_whiteout
+from overlayrun.giving import give_where_unmapped
+from overlayrun.layers.marks import is_opaque, is_whiteout, is_xattr_whiteout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def make_by_copying(layout: Layout, start: Start, place: Place, share: str) -> N
     copy_bottom(bottom, place.tree, share)
     for layer in reversed(above):
         join(layer, place.tree)
+    if start.for_nobody:  # now: a new owner is a new stamp
+        give_where_unmapped(place.tree)
     size = write_index(f"{layout.root}/{start.frozen[0]}/git/index", place)
     for name in reversed(start.carried):
         size += join_carried(f"{layout.root}/{name}", place.tree, share)
@@ -56,6 +59,11 @@ def finish(start: Start, place: Place, size: int) -> None:
         size += disk_usage(start.dirty)
     os.chmod(place.tree, start.mode)
     write_whole(place.size, b"%d" % size, durable=False)
+    outlive_tick()
+
+
+def outlive_tick() -> None:
+    """Return when no file that is written from now on can have a stamp that one has already."""
     made = time.clock_gettime_ns(_COARSE)
     while time.clock_gettime_ns(_COARSE) == made:
         time.sleep(_TICK)
@@ -169,7 +177,7 @@ def join(layer: str, tree: str) -> None:
         for name in os.listdir(source):
             here, there = source + b"/" + name, target + b"/" + name
             info = os.lstat(here)
-            if is_whiteout(info):
+            if is_whiteout(info) or is_xattr_whiteout(os.fsdecode(here), info):
                 _remove(there)
             elif stat.S_ISDIR(info.st_mode):
                 _make_directory(here, there)

@@ -7,6 +7,7 @@ from overlayrun.kernel.probe import Capabilities
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
     from overlayrun.backends.api import Backend, Place, Start
@@ -35,6 +36,11 @@ class _Overlay:
         """Not to be called."""
         del layout, start
         raise HostError(f"an overlay has no tree of its own: {place.tree}")
+
+    def cloner(self, tree: str) -> Callable[[str, str], None] | None:
+        """Each file is copied."""
+        del tree
+        return None
 
 
 BACKEND: Final[Backend] = _Overlay()

@@ -105,6 +105,7 @@ def make_tree(layout: Layout, record: Record, dirty: str, mode: int, place: Plac
     dirty: the layer of uncommitted changes, where the record has any. mode: of the root directory.
     """
     start = Start(record.stack, record.carried_layers, dirty if record.dirty else None, mode)
+    start.for_nobody = not record.root_uid
     try:
         BACKENDS[record.backend].make(layout, start, place)
     except OSError as err:

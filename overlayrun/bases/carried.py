@@ -12,6 +12,7 @@ import os
 import stat
 
 from overlayrun.files import copy_file, flush_disk, flush_file, read_bytes, remove_tree, write_whole
+from overlayrun.kernel.mountinfo import mounts
 from overlayrun.model import CarryPolicy
 
 TYPE_CHECKING = False
@@ -71,6 +72,7 @@ def carry(
     if policy is CarryPolicy.NONE:
         return carried
     small: list[bytes] = []
+    mounted = [os.fsencode(mount.place) for mount in mounts()] if policy is CarryPolicy.LIVE else []
     for path in sorted(_narrowed(root, ignored)):
         place = path.rstrip(b"/")
         if os.path.lexists(os.path.join(os.fsencode(root), place, b".git")):
@@ -78,9 +80,13 @@ def carry(
             continue
         carried.paths.append(place)
         if policy is CarryPolicy.LIVE and path.endswith(b"/"):
-            carried.live.append(place)
-            small.append(place)
-            continue
+            within = os.path.join(os.fsencode(root), path)
+            if not any(mount.startswith(within) for mount in mounted):
+                carried.live.append(place)
+                small.append(place)
+                continue
+            # In a user namespace no overlay shows a directory with another mount in it.
+            carried.notes.append(f"copied, not live, for the mount in it: {os.fsdecode(place)}")
         layer = path.endswith(b"/") and _large(layout, root, place, policy, tell)
         if layer:
             carried.layers.append(layer)

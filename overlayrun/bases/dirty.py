@@ -11,7 +11,7 @@ import stat
 
 from overlayrun.errors import StoreError
 from overlayrun.files import copy_file, remove_tree
-from overlayrun.layers.marks import write_whiteout
+from overlayrun.layers.marks import mark_deleted
 from overlayrun.model import EMPTY_TREE, CommitId
 from overlayrun.store.git import git
 
@@ -149,7 +149,7 @@ def _mark(source: bytes, target: bytes, path: bytes) -> None:
     if os.path.isdir(os.path.join(source, path)) and not os.path.islink(os.path.join(source, path)):
         os.mkdir(place)
     else:
-        write_whiteout(None, place)
+        mark_deleted(None, place)
 
 
 def _commit(

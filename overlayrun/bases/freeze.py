@@ -13,7 +13,7 @@ from overlayrun.bases.index import restat
 from overlayrun.bases.stack import BOOT, LONGEST_CHAIN, birth_mark, stack_of
 from overlayrun.errors import StoreError
 from overlayrun.files import copy_file, remove_tree, write_whole
-from overlayrun.layers.marks import write_whiteout
+from overlayrun.layers.marks import mark_deleted
 from overlayrun.model import EMPTY_TREE, TreeId
 from overlayrun.store.git import git, git_shown
 
@@ -184,7 +184,7 @@ def _write_mark(root: bytes, path: bytes) -> None:
     os.makedirs(parent, exist_ok=True)
     fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        write_whiteout(fd, os.path.basename(path))
+        mark_deleted(fd, os.path.basename(path))
     finally:
         os.close(fd)
 

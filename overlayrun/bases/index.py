@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _STAT: Final = struct.Struct(">6I")  # ctime s, ns, mtime s, ns, device, inode; then mode, as git chose it
 _OWNER: Final = struct.Struct(">3I")  # uid, gid, size
 _FIXED: Final = 62
-_SIZE: Final = struct.Struct(">I")
+_ENTRY: Final = struct.Struct(">4I4xI12xI20xH")  # a whole one: times, inode, size, flags
+_LONGEST: Final = 0xFFF  # bytes of a name that the flags tell; of a longer one they tell this
 _LOW: Final = 0xFFFFFFFF
 _ERA: Final = 10**9 << 32  # ns; times are kept as 32 bits of seconds
 _VERSION: Final = 2
@@ -49,9 +50,9 @@ def _stamps(data: bytes) -> Iterator[tuple[bytes, Stamp]]:
         raise ValueError
     offset = 12
     for _ in range(count):
-        changed, changed_ns, modified, modified_ns, _, inode = _STAT.unpack_from(data, offset)
-        (size,) = _SIZE.unpack_from(data, offset + 36)
-        end = data.index(0, offset + _FIXED)
+        changed, changed_ns, modified, modified_ns, inode, size, flags = _ENTRY.unpack_from(data, offset)
+        length = flags & _LONGEST
+        end = offset + _FIXED + length if length < _LONGEST else data.index(0, offset + _FIXED)
         times = modified * 10**9 + modified_ns, changed * 10**9 + changed_ns
         yield data[offset + _FIXED : end], (inode, size, *times)
         offset += (end - offset + 8) & ~7

@@ -9,7 +9,7 @@ from typing import Any
 import click  # noqa: TID251  # this is overlayrun/cli/
 
 from overlayrun.cli.opened import open_here
-from overlayrun.cli.render import ago, coloured, say, say_json, size_text
+from overlayrun.cli.render import ago, coloured, disk_text, say, say_json
 from overlayrun.cli.sessions import say_with_sessions
 from overlayrun.cli.shapes import workspace_shape
 from overlayrun.cli.telling import tell
@@ -139,7 +139,7 @@ def _row(item: Overview, conflicts: str, twig: str) -> list[str]:
         "-" if item.ahead is None else str(item.ahead),
         conflicts,
         str(item.snapshots),
-        size_text(item.size),
+        disk_text(item.alone),
         ago(used),
         item.record.prompt or (command_text(run.command) if run else ""),
     ]

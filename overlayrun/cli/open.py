@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Final, NoReturn
 
@@ -107,9 +110,11 @@ def _end(here: Here, *, as_json: bool) -> None:
     while is_open(here.layout) and time.monotonic() < end:
         time.sleep(0.02)
     if as_json:
-        say_json({"place": told["place"], "open": False})
-    else:
-        say(f"{printable(told['place'])} is closed; everything is in snapshots")
+        say_json({"place": told["place"], "open": False, "users": told["users"]})
+        return
+    say(f"{printable(told['place'])} is closed; everything is in snapshots")
+    if told["users"]:
+        say(f"still in use there, and cut off: {printable(', '.join(told['users']))}")
 
 
 def _say_open(layout: Layout, place: str, *, as_json: bool) -> None:
@@ -117,6 +122,8 @@ def _say_open(layout: Layout, place: str, *, as_json: bool) -> None:
         say_json({"place": place, "open": True, "pid": (status_of(layout) or {}).get("pid")})
     else:
         say(f"branches are folders in {printable(place)}/branches; the end: overlayrun open --stop")
+        new = f"mkdir {printable(shlex.quote(place))}/branches/NAME"
+        say(f"a new one: {new}; what is written there is committed")
 
 
 def _start(layout: Layout, serve: Callable[[Callable[[str], None], Callable[[], object]], None]) -> None:
@@ -159,6 +166,8 @@ def _become_daemon(
         _log(" ".join(words))
         os.write(write, "\0".join(words).encode("utf-8", "surrogateescape"))
     finally:
+        if status and sys.exc_info()[0]:
+            traceback.print_exc()
         os._exit(status)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import click  # noqa: TID251  # this is overlayrun/cli/
 
+from overlayrun.alone import Alone
 from overlayrun.report import printable
 
 SCHEMA: Final = 1  # of every --json answer; raised when a name in one changes its meaning or goes
@@ -74,6 +75,11 @@ def say_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         say(f"{name.ljust(width)}{_GAP}{value}".rstrip())
+
+
+def disk_text(taken: Alone) -> str:
+    """What a workspace takes on the disk."""
+    return "up to " * taken.is_bound + size_text(taken.size)
 
 
 def size_text(count: int) -> str:

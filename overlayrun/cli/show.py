@@ -14,7 +14,7 @@ from overlayrun.account import first_line
 from overlayrun.cli.log import snapshot_line
 from overlayrun.cli.opened import Opened, open_here
 from overlayrun.cli.patches import file_changes, file_shape, say_patch, say_stat
-from overlayrun.cli.render import count_text, moment_text, say, say_json, say_pairs, size_text, span_text
+from overlayrun.cli.render import count_text, disk_text, moment_text, say, say_json, say_pairs, span_text
 from overlayrun.cli.shapes import left_out_shape, snapshot_shape, step_shape, workspace_shape
 from overlayrun.cli.words import branch_argument, json_option
 from overlayrun.errors import StoreError, WorkspaceBusy
@@ -103,7 +103,7 @@ def _facts(opened: Opened, item: Overview) -> list[tuple[str, str]]:
         ("took along", ", ".join(record.carried)),
         ("home", "private" if record.home == "private" else "copy-on-write view of yours"),
         ("agent state", "the branch's own" if record.has_own_agent_state else ""),
-        ("disk", size_text(item.size)),
+        ("disk", disk_text(item.alone)),
         ("workspace", item.place),
         ("refs", f"{branch_ref(record.branch)} {snapshots_ref(record.id)}"),
     ]

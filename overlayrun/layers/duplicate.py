@@ -1,7 +1,8 @@
-"""Copy an upper layer as it is, marks included, though an agent may be writing to it at this moment.
+"""Copy an upper layer, or a whole tree, as it is, though an agent may be writing to it at this moment.
 
 Everything goes by descriptors and O_NOFOLLOW, so that no swapped link leads out of the layer. A file that is
-written while it is copied is copied again, and left out where that never ends: nothing torn comes out.
+written while it is copied is copied again, and left out where that never ends: nothing torn comes out. What
+was made, renamed or removed in a directory after it was listed is found by going through all of them again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from overlayrun.layers.marks import is_whiteout, write_whiteout
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final
+    from typing import Final, TypeAlias
+
+    # inode, size, mtime and ctime in ns
+    Facts: TypeAlias = tuple[int, int, int, int]
 
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -42,20 +46,42 @@ class Bill:
         self.size = 0
 
 
+class _Listing:
+    """What was in a directory. facts: of it, None where it had changed a moment ago.
+
+    found: by name, the inode's number, and whether it was a directory: numbers are used again at once.
+    """
+
+    __slots__ = ("facts", "found")
+
+    def __init__(self, directory: int) -> None:
+        began = time.time_ns()
+        info = os.fstat(directory)
+        with os.scandir(directory) as entries:
+            self.found = {
+                os.fsencode(entry.name): (entry.inode(), entry.is_dir(follow_symlinks=False))
+                for entry in entries
+            }
+        self.facts = _facts(info) if info.st_ctime_ns < began - _TICK else None
+
+
 class Duplicate:
     """One copy of one layer. is_quiet: nobody writes to the source, whose modes may be opened for a moment.
 
     left_out: below the layer, what is not in the copy: it was written all the time, or may not be read.
-    skips: whether a path below the layer stays out of it, without a word.
+    skips: whether a path below the layer stays out of it, without a word. sources: of each file and link that
+    was copied, what its source was then.
     """
 
-    __slots__ = ("_below", "_links", "_owner", "_top", "is_quiet", "left_out", "skips")
+    __slots__ = ("_below", "_links", "_listed", "_owner", "_top", "is_quiet", "left_out", "skips", "sources")
 
     def __init__(self, *, is_quiet: bool, skips: Callable[[bytes], bool] = lambda _: False) -> None:
         self.is_quiet = is_quiet
         self.skips = skips
+        self.sources: dict[bytes, Facts] = {}
         self.left_out: list[bytes] = []
-        self._links: dict[tuple[int, int], bytes] = {}
+        self._links: dict[tuple[int, int, int], bytes] = {}
+        self._listed: dict[bytes, _Listing] = {}
         self._owner = (os.geteuid(), os.getegid())
         self._top = -1
         self._below = 0
@@ -68,6 +94,10 @@ class Duplicate:
         self._top = os.open(target, _FLAGS | os.O_DIRECTORY)
         try:
             self._directory(source, self._top, b"")
+            for _ in range(0 if self.is_quiet else _TRIES):
+                if not self._catch_up(source, self._top, b""):
+                    break
+                time.sleep(_TICK / 1e9)
         finally:
             os.close(self._top)
 
@@ -75,14 +105,78 @@ class Duplicate:
         self._below += 1
         if self._below > _DEEPEST:
             raise SnapshotError(f"the changes are deeper than {_DEEPEST} directories")
-        for name in map(os.fsencode, os.listdir(source)):
-            below = path + b"/" + name if path else name
-            if not self.skips(below):
-                self._entry(source, target, name, below)
+        listing = _Listing(source)
+        if not self.is_quiet:
+            self._listed[path] = listing
+        for name in listing.found:
+            self._entry(source, target, name, _join(path, name))
         self._finish(source, target)
         self._below -= 1
 
+    def _catch_up(self, source: int, target: int, path: bytes) -> bool:
+        """Bring into a directory's copy what was made or removed there since; whether more may come."""
+        is_new = self._listed[path].facts != _facts(os.fstat(source))
+        if is_new:
+            is_new = self._exchange(source, target, path)
+        for name in _directories(target):
+            below = _join(path, name)
+            try:
+                inner = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=source)
+            except OSError:  # moved away: the next time through finds it
+                is_new = True
+                continue
+            try:
+                is_new |= below in self._listed and self._catch_up_in(inner, target, name, below)
+            finally:
+                os.close(inner)
+        return is_new
+
+    def _catch_up_in(self, inner: int, target: int, name: bytes, path: bytes) -> bool:
+        mode = os.stat(name, dir_fd=target, follow_symlinks=False).st_mode
+        is_closed = mode & stat.S_IRWXU != stat.S_IRWXU
+        if is_closed:
+            os.chmod(name, stat.S_IRWXU, dir_fd=target)
+        made = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=target)
+        try:
+            is_new = self._catch_up(inner, made, path)
+            if is_closed:
+                self._finish(inner, made)
+        finally:
+            os.close(made)
+        return is_new
+
+    def _exchange(self, source: int, target: int, path: bytes) -> bool:
+        """Take what else is in a directory now, or another thing under its name; whether more may come."""
+        known, now = self._listed[path], _Listing(source)
+        os.fchmod(target, stat.S_IRWXU)
+        there = {os.fsencode(name) for name in os.listdir(target)}
+        gone = {name for name, found in known.found.items() if now.found.get(name) != found}
+        for name in gone:
+            _remove(target, name)
+            self._forget(_join(path, name))
+        missing = [name for name in now.found if name in gone or name not in there]
+        for name in missing:
+            below = _join(path, name)
+            self.left_out = [each for each in self.left_out if each != below]
+            self._entry(source, target, name, below)
+        self._listed[path] = now
+        self._finish(source, target)
+        return now.facts is None or bool(gone) or now.found.keys() != known.found.keys()
+
+    def _forget(self, path: bytes) -> None:
+        """What was copied to a path, and below it, is gone."""
+        self.sources.pop(path, None)
+        if self._listed.pop(path, None) is None:
+            return
+        below = path + b"/"
+        for known in (self._listed, self.sources):
+            for each in [each for each in known if each.startswith(below)]:
+                del known[each]
+        self.left_out = [each for each in self.left_out if not each.startswith(below)]
+
     def _entry(self, source: int, target: int, name: bytes, path: bytes) -> None:
+        if self.skips(path):
+            return
         try:
             info = os.stat(name, dir_fd=source, follow_symlinks=False)
             if self.is_quiet and _is_closed(info):
@@ -113,6 +207,9 @@ class Duplicate:
             self._file(source, target, name, path)
         else:
             _special(source, target, name, info)
+            # A link is never written, but another one may have come in its place.
+            if stat.S_ISLNK(info.st_mode) and _is_still(source, name, info):
+                self.sources[path] = _facts(info)
 
     def _enter(self, source: int, target: int, name: bytes, path: bytes) -> None:
         below = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=source)
@@ -130,18 +227,21 @@ class Duplicate:
         reader = os.open(name, _FLAGS, dir_fd=source)
         try:
             info = os.fstat(reader)
-            if not stat.S_ISREG(info.st_mode) or (info.st_nlink > 1 and self._link(target, name, info)):
-                return  # it was a file a moment ago, or is a further name of one
-            if not any(self._copy(reader, target, name) for _ in range(_TRIES)):
+            if not stat.S_ISREG(info.st_mode):
+                return  # it was a file a moment ago
+            key = (info.st_dev, info.st_ino, info.st_ctime_ns)
+            if info.st_nlink > 1 and self._link(target, name, key):
+                self.sources[path] = _facts(info)
+            elif not any(self._copy(reader, target, name, path) for _ in range(_TRIES)):
                 self.left_out.append(path)
             elif info.st_nlink > 1:
-                self._links[info.st_dev, info.st_ino] = path
+                self._links[key] = path
         finally:
             os.close(reader)
 
-    def _link(self, target: int, name: bytes, info: os.stat_result) -> bool:
+    def _link(self, target: int, name: bytes, key: tuple[int, int, int]) -> bool:
         """Make the further name of a file that is copied already."""
-        known = self._links.get((info.st_dev, info.st_ino))
+        known = self._links.get(key)
         if known is None:
             return False
         try:
@@ -150,7 +250,7 @@ class Duplicate:
             return False
         return True
 
-    def _copy(self, reader: int, target: int, name: bytes) -> bool:
+    def _copy(self, reader: int, target: int, name: bytes, path: bytes) -> bool:
         """Copy a file; false, and nothing is there, where it was written meanwhile."""
         began = time.time_ns()
         info = os.fstat(reader)
@@ -163,6 +263,7 @@ class Duplicate:
         finally:
             os.close(writer)
         if self.is_quiet or _is_same(info, os.fstat(reader), began):
+            self.sources[path] = _facts(info)
             return True
         os.unlink(name, dir_fd=target)
         time.sleep(_TICK / 1e9)
@@ -182,6 +283,43 @@ class Duplicate:
         os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
+def _facts(info: os.stat_result) -> Facts:
+    return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+def _join(path: bytes, name: bytes) -> bytes:
+    return path + b"/" + name if path else name
+
+
+def _directories(directory: int) -> list[bytes]:
+    with os.scandir(directory) as entries:
+        return [os.fsencode(entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _remove(directory: int, name: bytes) -> None:
+    """Remove what a copy has of a name, whatever it is; nobody else looks into it."""
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        os.chmod(name, stat.S_IRWXU, dir_fd=directory)
+        below = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=directory)
+        try:
+            for each in os.listdir(below):
+                _remove(below, os.fsencode(each))
+        finally:
+            os.close(below)
+        os.rmdir(name, dir_fd=directory)
+
+
+def _is_still(directory: int, name: bytes, info: os.stat_result) -> bool:
+    try:
+        return _facts(os.stat(name, dir_fd=directory, follow_symlinks=False)) == _facts(info)
+    except OSError:
+        return False
+
+
 def _is_closed(info: os.stat_result) -> bool:
     """Whether its owner may not read a file, or look into a directory."""
     needed = stat.S_IRUSR | (stat.S_IXUSR if stat.S_ISDIR(info.st_mode) else 0)
@@ -191,8 +329,7 @@ def _is_closed(info: os.stat_result) -> bool:
 
 def _is_same(before: os.stat_result, after: os.stat_result, began: int) -> bool:
     """Whether a file that was looked at before and after its copy was certainly not written between."""
-    facts = [(info.st_size, info.st_mtime_ns, info.st_ctime_ns) for info in (before, after)]
-    return facts[0] == facts[1] and before.st_ctime_ns < began - _TICK
+    return _facts(before) == _facts(after) and before.st_ctime_ns < began - _TICK
 
 
 def _special(source: int, target: int, name: bytes, info: os.stat_result) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -13,7 +14,12 @@ from typing import Final
 import pytest
 from conftest import SHARE, Done, UserRepo, wait_until
 
+from overlayrun.alone import alone
+from overlayrun.bases.index import read_stamps, stamp_of
+from overlayrun.kernel import btrfs
+from overlayrun.workspace.layout import WorkspaceLayout
 from overlayrun.workspace.lock import is_locked
+from overlayrun.workspace.record import Record
 
 from . import edits
 from .images import OWNER, OwnedRepo, make_repo, mounted_image, open_directory
@@ -162,6 +168,83 @@ def test_random_edits_leave_the_same_tree_and_commit(bench: Bench, seed: str) ->
     assert not [name for name in repo.files(seed) if name.startswith(("node_modules", ".env"))]
 
 
+# Told by a branch and by its fork: everything but the name of the branch.
+_TELL: Final = r"""
+find . -path ./.git -prune -o ! -type d -printf '%p %y %m %n %T@ %l\n' | sort
+cat one node_modules/p/index.js .env src/app.py; git status --short --ignored; git stash list; git diff --cached
+git for-each-ref --format='%(objectname)' | sort; git config user.nick; cat ~/.tool/state; git fsck 2>&1 | sed /dangling/d
+"""
+_STATE: Final = """
+git commit -q --allow-empty -m own; echo kept >kept; git add kept; git stash push -q -- kept; git branch idea
+echo 1 >one; ln one two; chmod 640 one; touch -d @1000000000 one; mkdir -p shut node_modules/new
+echo js >>node_modules/p/index.js; echo n >node_modules/new/n; echo agent >.env; echo in >shut/in; chmod 500 shut
+mv deep/er deep/renamed; rm README; echo new >src/new; ln -s new src/app; git add src
+git config user.nick me; mkdir -p ~/.tool; echo state >~/.tool/state
+"""
+
+
+def _unread(bench: Bench, branch: str) -> set[str]:
+    """Tracked files that a snapshot of a whole tree does not read: their stamps are known."""
+    place = bench.repo.workspace(branch)
+    found = set()
+    for name, stamp in read_stamps(str(place / "whole/index")).items():
+        path = os.fsencode(place / "upper") + b"/" + name
+        if os.path.lexists(path):
+            info = os.lstat(path)
+            if stamp == stamp_of(info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns):
+                found.add(os.fsdecode(name))
+    return found
+
+
+def test_forks_begin_from_the_present_state(bench: Bench) -> None:
+    """Of a branch at work, from inside and outside, and of one at rest; uncommitted and ignored files come along."""
+    repo = bench.repo
+    script = f"set -e\n{_STATE}\noverlayrun fork -b forks-in >/dev/null; echo ready; read _"
+    with repo.started(
+        "--backend", bench.backend, "-b", "forks", "--every", "0", "--", "sh", "-c", script
+    ) as run:
+        run.expect("ready")
+        out = bench.must("fork", "forks", "-b", "forks-out")
+        assert "left out" not in out.out + out.err, str(out)
+        run.type("go on")
+        assert run.end() == 0, run.text()
+    bench.must("fork", "forks", "-b", "forks-idle")
+    seen = bench.sh("forks", _TELL)
+    assert "module\njs\nagent\nanswer = 42\n" in seen
+    unread = _unread(bench, "forks")
+    assert ("odd\nname" in unread) == (bench.backend != "overlay")
+    forks = ["forks-in", "forks-out", "forks-idle"]
+    for fork in forks:
+        assert repo.git("rev-parse", fork) == repo.git("rev-parse", "forks")
+        assert _unread(bench, fork) == unread
+        # Git's own index knows the files, too.
+        assert bench.sh(fork, f"git diff-files --name-only | grep -c odd || :; {_TELL}") == f"0\n{seen}", fork
+        assert repo.files(fork) == repo.files("forks")
+    # What is done in one stays in it, and its next snapshot has it.
+    bench.sh("forks-idle", "echo 2 >>two; echo 2 >>deep/renamed/f0; rm src/new; mv deep/renamed/f1 f1")
+    changed = repo.git("diff", "--name-only", "--no-renames", "forks", "forks-idle").split()
+    assert changed == ["deep/renamed/f0", "deep/renamed/f1", "f1", "one", "src/new", "two"]
+    assert [(repo.workspace(fork) / "upper/one").read_text() for fork in forks] == ["1\n", "1\n", "1\n2\n"]
+
+
+def test_the_disk_that_a_branch_has_alone_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork that was cloned shares what its source wrote; what it writes itself is its own."""
+    bench.sh("large", "head -c 3000000 /dev/urandom >large; sync large")
+    bench.must("fork", "large", "-b", "larger")
+    bench.sh("larger", "head -c 1000000 /dev/urandom >own; sync own")
+    listed = json.loads(bench.must("ls", "--json").out)["workspaces"]
+    taken = {item["branch"]: item["bytes"] for item in listed}
+    is_cloned = bench.backend in ("btrfs", "reflink")
+    assert 0 <= taken["large"] - (0 if is_cloned else 3_000_000) < 500_000
+    assert 1_000_000 <= taken["larger"] - (0 if is_cloned else 3_000_000) < 1_500_000
+    place = WorkspaceLayout(str(bench.repo.workspace("larger")))
+    record = Record.load(place.record)
+    assert not alone(place, record).is_bound
+    monkeypatch.setattr("overlayrun.alone._MOST", 0)
+    assert alone(place, record).is_bound == is_cloned
+    assert alone(place, record).size >= 4_000_000
+
+
 def test_directories_are_renamed(bench: Bench) -> None:
     script = (
         "mv src lib; mkdir x; mv deep x/deep; rm -r untracked; echo file >untracked; ls x/deep/er | wc -l"
@@ -273,6 +356,30 @@ def test_auto_takes_overlay_where_it_works(bench: Bench) -> None:
     done = bench.must("--rm", "--backend", "auto", "--", "true")
     assert "overlay at " in done.err
     assert not re.search(r"backend \w+: no", done.err)
+
+
+@pytest.fixture(scope="module")
+def btrfs_repo(disks: dict[str, Path], _repo_to_copy: Path) -> UserRepo:
+    """A repository of root's on btrfs."""
+    return make_repo(_repo_to_copy, disks["btrfs"] / "nested", is_owned=False)
+
+
+@pytest.mark.root
+def test_a_fork_has_what_lies_in_subvolumes_of_the_commands(btrfs_repo: UserRepo) -> None:
+    """A snapshot of the tree's subvolume has empty directories in their place."""
+    repo = btrfs_repo
+    repo.inside("echo 1 >one", "--backend", "btrfs")
+    place = repo.workspace() / "upper/inner"
+    btrfs.create_subvolume(str(place))
+    (place / "file").write_text("in it\n")
+    os.chown(place, 65534, 65534)
+    done = repo.overlayrun("fork", "b", "-b", "c")
+    assert done.code == 0, str(done)
+    assert (repo.workspace("c") / "upper/inner/file").read_text() == "in it\n"
+    assert repo.inside("cat inner/file one", branch="c") == "in it\n1\n"
+    assert repo.overlayrun("fork", "c", "-b", "d").code == 0
+    assert repo.inside("cat inner/file one", branch="d") == "in it\n1\n"
+    assert repo.overlayrun("rm", "--force", "b", "c", "d").code == 0
 
 
 @pytest.mark.root

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,6 +130,58 @@ def test_a_snapshot_reads_what_changed_alone_and_without_stamps_everything(repo:
     repo.inside("echo new >new")
     assert {**repo.files("b"), "d/f2": ""} == {**expected, "d/f2": "", "new": repo.files("b")["new"]}
     assert repo.show("b", "d/f2") == "2\n2\n"
+
+
+def test_what_the_user_added_and_the_command_removed_is_gone(repo: UserRepo) -> None:
+    """Its directories are as the frozen tree has them, and not as the branch began."""
+    repo.write("src/more", "uncommitted\n")
+    repo.write("new/deep/file", "uncommitted\n")
+    repo.write("tool.sh", "uncommitted\n")
+    repo.inside("rm -r src/more new", "--backend", "copy")
+    now = repo.files("b")
+    assert now.keys() == repo.files("main").keys()
+    assert repo.show("b", "tool.sh") == "uncommitted\n"
+
+
+def test_where_nobody_tells_what_is_as_it_was_everything_is_looked_at(repo: UserRepo) -> None:
+    repo.commit("more", **{"d/e/f": "1\n", "d/g": "2\n"})
+    patched = (
+        "import os, sys, overlayrun.survey as s; from overlayrun.cli.main import run_cli;"
+        "s._tell = lambda *_: None; run_cli(sys.argv[1:])"
+    )
+    words = ["run", "--backend", "copy", "-b", "b", "--", "sh", "-c", "rm d/g; echo 3 >>d/e/f; mv src lib"]
+    command = [sys.executable, "-c", patched, *words]
+    done = subprocess.run(command, cwd=repo.root, env=repo.env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert repo.show("b", "d/e/f") == "1\n3\n"
+    expected = {*repo.files("main"), "lib/app.py"} - {"d/g", "src/app.py"}
+    assert repo.files("b").keys() == expected
+
+
+def _killed_before_the_record(repo: UserRepo, branch: str) -> None:
+    patched = (
+        "import os, sys, overlayrun.prepare as p; from overlayrun.cli.main import run_cli;"
+        "p.write_git_directory = lambda *_: os.kill(os.getpid(), 9); run_cli(sys.argv[1:])"
+    )
+    words = [sys.executable, "-c", patched, "run", "--backend", "copy", "-b", branch, "--", "true"]
+    done = subprocess.run(words, cwd=repo.root, env=repo.env, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done
+
+
+def test_a_tree_without_a_record_is_cleared_unless_something_ran_in_it(repo: UserRepo) -> None:
+    _killed_before_the_record(repo, "b")
+    places = repo.state / "workspaces"
+    assert [path.name for path in places.glob("*/upper/*.sh")] == ["tool.sh"]
+    assert repo.inside("echo x >new; cat new", "--backend", "copy") == "x\n"
+    assert len(list(places.iterdir())) == 1
+    _killed_before_the_record(repo, "c")
+    assert repo.overlayrun("gc").code == 0
+    assert [path.name for path in places.iterdir()] == [repo.workspace().name]
+    assert "refs/heads/c" not in repo.refs()
+    repo.records()["b"]["path"].unlink()
+    assert repo.overlayrun("gc").code == 0
+    assert repo.sh("true", "--backend", "copy").code == 125
+    assert [path.read_text() for path in places.glob("*/upper/new")] == ["x\n"]
 
 
 def test_an_attribute_of_overlays_hides_no_file_of_a_whole_tree(repo: UserRepo) -> None:

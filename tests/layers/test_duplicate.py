@@ -114,6 +114,53 @@ def test_a_file_that_is_always_being_written_is_left_out_and_others_are_whole(tm
     assert (tmp_path / "new/calm").read_bytes() == b"c" * 1000
 
 
+def test_what_moves_while_it_is_copied_is_found(tmp_path: Path) -> None:
+    """From a directory that is not copied yet into one that is, and whatever else comes after the listing."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for name in ("a", "b"):
+        (old / name / "sub").mkdir(parents=True)
+        for file in ("kept", "moved", "gone", "replaced", "sub/in"):
+            (old / name / file).write_text(name)
+    began: list[str] = []
+
+    def change(path: bytes) -> bool:
+        top, _, name = os.fsdecode(path).partition("/")
+        if name and top not in began:
+            began.append(top)
+            if len(began) == 2:
+                done, now = (old / each for each in began)
+                (now / "moved").rename(done / "came")
+                (now / "sub").rename(done / "sub2")
+                (done / "moved").rename(now / "sub")
+                (done / "gone").unlink()
+                (done / "new").write_text("new")
+                (done / "new").rename(done / "replaced")
+                (done / "fresh").mkdir(0o500)
+                (done / "sub/in").unlink()
+                (done / "sub/in").mkdir()
+        return False
+
+    new.mkdir()
+    copy = Duplicate(is_quiet=False, skips=change)
+    fd = os.open(old, os.O_RDONLY)
+    copy.make(fd, str(new))
+    os.close(fd)
+    assert len(began) == 2
+
+    def shown(top: Path) -> dict[str, tuple[int, str]]:
+        return {
+            str(path.relative_to(top)): (path.stat().st_mode, path.read_text() if path.is_file() else "")
+            for path in top.rglob("*")
+        }
+
+    assert shown(new) == shown(old)
+    assert copy.left_out == []
+    assert set(copy.sources) == {os.fsencode(name) for name in shown(old) if (old / name).is_file()}
+    for copied, facts in copy.sources.items():
+        info = (old / os.fsdecode(copied)).stat()
+        assert facts == (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
 def test_a_tree_that_is_too_deep_is_refused_and_can_be_counted(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     fd = os.open(tmp_path / "old", os.O_RDONLY)

@@ -24,7 +24,7 @@ from overlayrun.sandbox.confinement import (
 )
 from overlayrun.sandbox.limits import spare_host
 from overlayrun.sandbox.network import bring_up_loopback
-from overlayrun.sandbox.plan import Overlay
+from overlayrun.sandbox.plan import overlay_places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def keep(birth: Birth, keeper: Keeper) -> NoReturn:
         os.chdir("/")
         keeper.forget_descriptors()
         keeper.asked = listen_for(confinement)
-        keeper.overlays = [layer.target for layer in birth.layers if isinstance(layer, Overlay)]
+        keeper.overlays = overlay_places(birth.layers)
         keeper.tidy()
         keeper.report(READY)
         if os.read(keeper.orders, 2) == b"-\n":  # the supervisor holds our namespaces now

@@ -73,8 +73,11 @@ class LiveSandbox:
         self.reports, report_write = os.pipe()
         command.confinement.writable = writable_places(layers)
         birth = keeper.Birth(layers, os.geteuid(), os.getegid())
-        if namespaces.is_root_of_host() and not command.confinement.root_uid:
-            birth.opened = _open_as_nobodys(layers)
+        if namespaces.is_root_of_host():
+            if command.confinement.root_uid:
+                mounts.take_back_all(layers)
+            else:
+                birth.opened = _open_as_nobodys(layers)
         try:
             self.pid = syscalls.clone(command.confinement.namespaces)
         except OSError as err:

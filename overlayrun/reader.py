@@ -15,7 +15,9 @@ from contextlib import suppress
 from typing import Final, NoReturn, Self
 
 from overlayrun.errors import SnapshotError
+from overlayrun.giving import give_to_nobody
 from overlayrun.kernel import syscalls
+from overlayrun.kernel.namespaces import NOBODY
 from overlayrun.layers import wire
 from overlayrun.layers.upper import serve
 from overlayrun.layers.wire import Channel
@@ -79,6 +81,8 @@ def _become(upper: str, asked: int, said: int, work: Serve) -> NoReturn:
     try:
         gc.disable()  # it would write to every page that is shared with the parent
         try:
+            if os.geteuid() == 0 and os.lstat(upper).st_uid == NOBODY:
+                give_to_nobody(upper)  # what root has written there since
             root = confine_to(upper, (asked, said))
         except OSError as err:
             words = f"the reader could not be confined: {err}".encode("utf-8", "replace")[:1000]

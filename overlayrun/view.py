@@ -7,30 +7,35 @@ import pwd
 import stat
 import sys
 
-from overlayrun.errors import UsageError
+from overlayrun.errors import HostError, UsageError
 from overlayrun.files import remove_tree
 from overlayrun.kernel import namespaces
+from overlayrun.kernel.mountinfo import mounts
 from overlayrun.model import AgentState
 from overlayrun.sandbox.home import OwnHome
-from overlayrun.sandbox.plan import View
+from overlayrun.sandbox.parts import divide
+from overlayrun.sandbox.plan import View, home_overlay, sandbox_plan
 from overlayrun.sandbox.profiles import own_state, shared_state
 from overlayrun.sandbox.secrets import Masks, find_masks, listening_sockets
 from overlayrun.sandbox.seeds import AGENT as SEEDED
 from overlayrun.sandbox.seeds import seed_tree
-from overlayrun.workspace.catalogue import repositories, user_state
+from overlayrun.workspace.catalogue import survey, user_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Final, Self
 
     from overlayrun.model import RunOptions
+    from overlayrun.sandbox.plan import Layer
     from overlayrun.store.location import Repository
     from overlayrun.workspace.layout import Layout
     from overlayrun.workspace.record import Record
 
 _PRIVATE: Final = ("/run/", "/tmp/", "/dev/", "/var/tmp/", "/var/run/", "/proc/")  # the sandbox's own
-_FOLDERS: Final = b"fuse.overlayrun"  # branches of all kinds: what `overlayrun open` shows
+_AUTOMATIC: Final = "autofs"  # what it would mount is for the host alone to see
+_FEW: Final = 3
+_FOLDERS: Final = "fuse.overlayrun"  # branches of all kinds: what `overlayrun open` shows
 # What ssh reads and what holds no key: public ones tell it which key of the agent to ask for.
 _SSH_SHOWN: Final = ("known_hosts", "known_hosts2", "config", "config.d")
 
@@ -115,11 +120,20 @@ def view_of(repository: Repository, layout: Layout, record: Record, choices: Cho
         _furnish_home(view, record)
     logins = None if record.agent_state == "none" else record.profile
     _hide(view, find_masks(home, logins, [*choices.mask, user_state()], choices.unmask), home)
-    view.masked += [*_outside(repository.common_dir, layout, record), *repositories()]
+    view.masked += _outside(repository.common_dir, layout, record)
+    _hide_repositories(view)
     view.homes = list(_other_homes(view, home, as_root=record.root_uid))
     if namespaces.is_root_of_host() and not record.root_uid:
         view.closed = list(dict.fromkeys(_closed_to_others(view)))
     return view
+
+
+def _hide_repositories(view: View) -> None:
+    """Other repositories' state; with all that is mounted there where nobody answers."""
+    there, silent = survey()
+    view.silent = [*dict.fromkeys(silent.values())]
+    view.masked += [*there, *view.silent]
+    view.submounts = [path for path in view.submounts if path not in view.silent]
 
 
 def _stack(view: View, layout: Layout, record: Record) -> None:
@@ -159,7 +173,7 @@ def _closed_to_others(view: View) -> Iterator[str]:
 def _outside(common_dir: str, layout: Layout, record: Record) -> Iterator[str]:
     """The real git directory and the state, where the workspace's own mount does not cover them."""
     covered = [f"{record.root}/"]
-    for path in (common_dir, layout.root, *(path for path, kind in _mountpoints() if kind == _FOLDERS)):
+    for path in (common_dir, layout.root, *(mount.place for mount in mounts() if mount.fstype == _FOLDERS)):
         if not path.startswith(tuple(covered)):
             covered.append(f"{path}/")
             yield path
@@ -177,7 +191,57 @@ def _show_home(view: View, home: str, layout: Layout, record: Record) -> None:
         return
     view.home_lowers = [home]
     below = f"{home}/"
-    view.submounts = [path for path, kind in _mountpoints() if path.startswith(below) and kind != _FOLDERS]
+    found = {mount.place: mount.fstype for mount in mounts() if mount.place.startswith(below)}
+    # Where root maps owners, the views are made in the host's own namespace, and no mount is locked.
+    view.mounted = [] if not found or (namespaces.is_root_of_host() and not record.root_uid) else [*found]
+    shown = [place for place, kind in found.items() if kind not in (_FOLDERS, _AUTOMATIC)]
+    view.submounts = _outermost(shown, view.root)
+
+
+def _outermost(places: Iterable[str], *covered: str) -> list[str]:
+    """Those that don't lie below another, or below what is covered: mounts come with all that is on them."""
+    found: list[str] = []
+    for place in sorted(places):
+        if not place.startswith(tuple(f"{above}/" for above in (*found, *covered))):
+            found.append(place)
+    return found
+
+
+def layers_of(view: View, without: frozenset[str] = frozenset()) -> list[Layer]:
+    """Every mount of the sandbox, as `sandbox_plan` has them, with HOME in parts where it must be.
+
+    Raises HostError where there is no room for that.
+    """
+    if view.mounted:
+        whole = home_overlay(view, masked="masks" not in without)
+        try:
+            divided = divide(whole, view.mounted, [view.root], f"{view.work}/home-copies")
+        except OSError as err:
+            raise HostError(
+                f"the view of HOME can't be made: {err.strerror}: {err.filename}",
+                hint="make room: overlayrun gc; or: --home private",
+            ) from err
+        view.home_parts = divided.overlays
+        view.submounts = _outermost([*divided.read_only, *view.submounts])
+    return sandbox_plan(view, without)
+
+
+def notes_of(view: View) -> Iterator[str]:
+    """What else the user must know of what `layers_of` shows, each in one line."""
+    if view.home_parts:
+        copied = [part.target for part in view.home_parts if part.lowers != [part.target]]
+        yield (
+            f"other mounts and large files in HOME are read-only ({_listed(view, view.submounts)}); "
+            f"files right in {_listed(view, copied)} are copies of this moment"
+        )
+    if view.silent:
+        yield f"hidden, because nobody answers there: {_listed(view, view.silent)}"
+
+
+def _listed(view: View, paths: Sequence[str]) -> str:
+    home = f"{view.home}/"
+    names = [f"~/{path[len(home) :]}".rstrip("/") if f"{path}/".startswith(home) else path for path in paths]
+    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
 
 
 def _furnish_home(view: View, record: Record) -> None:
@@ -273,16 +337,3 @@ def _names(directory: str) -> list[str]:
         return os.listdir(directory)
     except OSError:
         return []
-
-
-def _mountpoints() -> list[tuple[str, bytes]]:
-    """Places of all mounts and their types (proc_pid_mountinfo(5): field 5, escaped; after " - ")."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        lines = file.read().splitlines()
-    return [
-        (
-            os.fsdecode(line.split(b" ", 5)[4].decode("unicode_escape").encode("latin-1")),
-            line.partition(b" - ")[2].split(b" ", 1)[0],
-        )
-        for line in lines
-    ]

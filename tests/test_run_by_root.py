@@ -106,7 +106,7 @@ def test_root_itself_is_a_choice_that_the_header_shows(repo: UserRepo) -> None:
     assert any("nobody, not root" in line for line in plain.ours)
 
 
-def test_where_a_disk_has_no_id_maps_it_refuses_with_the_cure(repo: UserRepo, tmp_path: Path) -> None:
+def test_a_home_whose_disk_has_no_id_maps_is_left_out(repo: UserRepo, tmp_path: Path) -> None:
     """Overlayfs is a file system that has none, and HOME lies on one in many a container."""
     home = tmp_path / "joined"
     for name in ("lower", "upper", "work", "joined"):
@@ -115,7 +115,10 @@ def test_where_a_disk_has_no_id_maps_it_refuses_with_the_cure(repo: UserRepo, tm
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, home], check=True)
     try:
         there = UserRepo(repo.root, home, {**repo.env, "HOME": str(home)})
-        refused = there.sh("touch started")
+        plain = there.sh('ls -A "$HOME"', branch="plain")
+        assert (plain.code, plain.out) == (0, ""), str(plain)
+        assert any("HOME is private: " in line for line in plain.ours), str(plain)
+        refused = there.sh("touch started", "--home", "cow")
         assert (refused.code, "started" in refused.out) == (125, False)
         assert any("id-mapped" in line for line in refused.ours), str(refused)
         assert any("--home private" in line for line in refused.ours), str(refused)

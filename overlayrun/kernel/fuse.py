@@ -118,7 +118,7 @@ STATFS_OUT: Final = Struct("=QQQQQIII28x")  # blocks, bfree, bavail, files, ffre
 SETXATTR_IN: Final = Struct("=II")  # size, flags
 GETXATTR_IN: Final = Struct("=II")  # size, padding
 FALLOCATE_IN: Final = Struct("=QQQI4x")  # fh, offset, length, mode
-LSEEK_IN: Final = Struct("=QQI4x")  # fh, offset, whence
+LSEEK_IN: Final = Struct("=QqI4x")  # fh, offset, whence; a program may ask for an offset below 0
 COPY_IN: Final = Struct("=QQQQQQQ")  # fh, offset, nodeid_out, fh_out, offset_out, length, flags
 INVAL_INODE: Final = Struct("=Qqq")  # nodeid, offset (negative: attributes alone), length (0: to the end)
 INVAL_ENTRY: Final = Struct("=QII")  # parent, length of the name, flags; then the name and a zero

@@ -73,7 +73,11 @@ def cover(paths: Iterable[str]) -> None:
         _make_nothing()
     for path in paths:
         try:
-            kind = "directory" if stat.S_ISDIR(os.lstat(path).st_mode) else "file"
+            # Unlike lstat(2) this asks nothing of what is mounted there, whose server may be dead.
+            os.close(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            kind = "directory"
+        except NotADirectoryError:
+            kind = "file"
         except OSError:
             continue
         fd = syscalls.open_tree(f"{_NOTHING}/{kind}", abi.OPEN_TREE_CLONE)

@@ -10,10 +10,22 @@ import errno
 import os
 
 from overlayrun.errors import MountError
+from overlayrun.giving import give_to_nobody, require_open, take_back
 from overlayrun.kernel import abi, syscalls
 from overlayrun.sandbox.covers import cover, hiding_layer
 from overlayrun.sandbox.limits import tmpfs_data
-from overlayrun.sandbox.plan import Bind, Devices, Masks, Overlay, Processes, ReadOnlyDisk, Tmpfs
+from overlayrun.sandbox.plan import (
+    GIVE,
+    READ,
+    Bind,
+    Devices,
+    Masks,
+    Overlay,
+    Parts,
+    Processes,
+    ReadOnlyDisk,
+    Tmpfs,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,6 +115,10 @@ def _open(layer: Layer, id_map: int | None) -> list[int]:
     """Detached mounts that `_attach` will put in place."""
     if isinstance(layer, Overlay):
         return [open_overlay(layer, id_map)]
+    if isinstance(layer, Parts):
+        # The upper of each lies in the upper of one before it. In this order the kernel sees nothing in that,
+        # and says nothing of it in its log.
+        return [_open_part(part, id_map) for part in reversed(layer.overlays)][::-1]
     if isinstance(layer, Bind):
         return _open_bind(layer, id_map)
     if isinstance(layer, Devices):
@@ -112,8 +128,26 @@ def _open(layer: Layer, id_map: int | None) -> list[int]:
     return []
 
 
+def _open_part(part: Overlay, id_map: int | None) -> int:
+    """An overlay, or its lower, read-only, where something was mounted in that meanwhile.
+
+    Or its upper alone, where the lower is gone.
+    """
+    try:
+        return open_overlay(part, id_map)
+    except OSError:
+        if part.lowers != [part.target]:
+            raise
+    is_there = os.path.isdir(part.target)
+    shown = Bind(part.name, part.target if is_there else part.upper, part.target, writable=not is_there)
+    shown.submounts = True
+    return _open_bind(shown, id_map)[0]
+
+
 def _clone_mount(path: str, *, submounts: bool = False) -> int:
-    return syscalls.open_tree(path, abi.OPEN_TREE_CLONE | (abi.AT_RECURSIVE if submounts else 0))
+    # A mount that is made by who asks for it (autofs) may take for ever.
+    flags = abi.OPEN_TREE_CLONE | abi.AT_NO_AUTOMOUNT
+    return syscalls.open_tree(path, flags | (abi.AT_RECURSIVE if submounts else 0))
 
 
 def _open_bind(bind: Bind, id_map: int | None) -> list[int]:
@@ -128,8 +162,29 @@ def _open_bind(bind: Bind, id_map: int | None) -> list[int]:
     )
     syscalls.mount_setattr(fd, attributes, recursive=True)
     if id_map is not None and bind.own:
-        _show_as_own(fd, id_map)
+        _map_bind(fd, bind, id_map)
     return [fd]
+
+
+def take_back_all(layers: Sequence[Layer]) -> None:
+    """For a command that is the host's root: what an earlier one that was nobody was given."""
+    for layer in layers:
+        if isinstance(layer, Bind) and layer.unmapped == GIVE:
+            take_back(layer.source)
+
+
+def _map_bind(fd: int, bind: Bind, id_map: int) -> None:
+    try:
+        _show_as_own(fd, id_map)
+    except OSError as err:
+        if err.errno != errno.EINVAL or not bind.unmapped:
+            raise
+    else:
+        return
+    if bind.unmapped == GIVE:
+        give_to_nobody(bind.source)
+    elif bind.unmapped == READ:
+        require_open(bind.source)
 
 
 def _show_as_own(fd: int, id_map: int) -> None:
@@ -258,10 +313,23 @@ def _attach(layer: Layer, opened: list[int]) -> None:
         syscalls.mount("proc", "/proc", "proc", abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC)
     elif isinstance(layer, Masks):
         cover(layer.paths)
+    elif isinstance(layer, Parts):
+        _make_target(layer.overlays[0].target, directory=True)
+        for part, fd in zip(layer.overlays, opened, strict=True):
+            _move(fd, part.target)
     elif opened:
-        directory = isinstance(layer, Overlay) or os.path.isdir(f"/proc/self/fd/{opened[0]}")
+        directory = isinstance(layer, Overlay) or _is_directory(opened[0])
         _make_target(layer.target, directory=directory)
         _attach_opened(layer, opened[0])
+
+
+def _is_directory(fd: int) -> bool:
+    """Whether a mount shows a directory; nothing is asked of its file system, whose server may be dead."""
+    try:
+        os.close(os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    except NotADirectoryError:
+        return False
+    return True
 
 
 def _attach_opened(layer: Overlay | Bind, fd: int) -> None:

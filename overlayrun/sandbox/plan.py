@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import TypeAlias
 
-    Layer: TypeAlias = "Overlay | Bind | Tmpfs | Masks | ReadOnlyDisk | Devices | Processes"
+    Layer: TypeAlias = "Overlay | Parts | Bind | Tmpfs | Masks | ReadOnlyDisk | Devices | Processes"
 
 
 class ReadOnlyDisk:
@@ -52,15 +52,21 @@ class Processes:
     name = "private /proc"
 
 
+GIVE = "give"  # it is the workspace's own: the command gets it on the disk
+SHOW = "show"  # as everybody sees it
+READ = "read"  # the same, where everybody may read all of it
+
+
 class Bind:
     """A part of the host's disk at a place of the sandbox.
 
     optional: a missing source is no error. writable: else read-only. submounts: with the mounts below the
-    source. own: what belongs to root belongs to the command, in a run by root. kept: names in it that go on
-    to show what the sandbox had there before.
+    source. own: what belongs to root belongs to the command, in a run by root. unmapped: what to do where the
+    disk can't show it so: GIVE, SHOW, READ or nothing, which ends the run. kept: names in it that go on to
+    show what the sandbox had there before.
     """
 
-    __slots__ = ("kept", "name", "optional", "own", "source", "submounts", "target", "writable")
+    __slots__ = ("kept", "name", "optional", "own", "source", "submounts", "target", "unmapped", "writable")
 
     def __init__(self, name: str, source: str, target: str, *, writable: bool = False) -> None:
         self.name = name
@@ -70,6 +76,7 @@ class Bind:
         self.optional = False
         self.submounts = False
         self.own = True
+        self.unmapped = ""
         self.kept: Sequence[str] = ()
 
 
@@ -103,12 +110,23 @@ class Overlay:
         self.hidden: Sequence[str] = ()
 
 
+class Parts:
+    """One view made of several overlays, a directory before those in it; see `sandbox.parts`."""
+
+    __slots__ = ("name", "overlays")
+
+    def __init__(self, name: str, overlays: Sequence[Overlay]) -> None:
+        self.name = name
+        self.overlays = overlays
+
+
 # Where the sandbox's own things lie: in its private /run, so that no path of the user's is taken.
 RUNTIME = "/run/overlayrun"
 OBJECTS = f"{RUNTIME}/objects"
 CONTROL = f"{RUNTIME}/control"
 SSH_AGENT = f"{RUNTIME}/ssh-agent"
 TREES = f"{RUNTIME}/trees"
+_VIEW = "copy-on-write HOME"
 
 
 class View:
@@ -117,7 +135,9 @@ class View:
     stack, git_stack: lower layers of the tree and of its `.git`, top first. whole: there are none, upper and
     git_upper are shown as they are. masked: paths to be covered,
     before the workspace is mounted; covered: after it. hidden: names below HOME that do not show.
-    home_lowers: empty for a HOME of the branch's own. submounts: mounts below HOME.
+    home_lowers: empty for a HOME of the branch's own. home_parts: what its view is made of instead.
+    submounts: mounts below HOME, and what else of it shows as it is. mounted: places of all mounts below it,
+    where the kernel makes no view of it in one piece. silent: those of mounts that don't answer.
     homes: (place of many homes, what shows of it). through: files below what is hidden that show, read-only.
     live: (path, upper, work) of ignored directories that show the user's own.
     passed: (path, names that are kept back) that the command shares with the host, read-write.
@@ -135,15 +155,18 @@ class View:
         "hidden",
         "home",
         "home_lowers",
+        "home_parts",
         "home_upper",
         "homes",
         "live",
         "masked",
         "memory",
+        "mounted",
         "name_servers",
         "objects",
         "passed",
         "root",
+        "silent",
         "sockets",
         "ssh_agent",
         "stack",
@@ -167,8 +190,11 @@ class View:
         self.masked: list[str] = []
         self.home: str | None = None
         self.home_lowers: list[str] = []
+        self.home_parts: list[Overlay] = []
         self.home_upper = ""
         self.submounts: list[str] = []
+        self.mounted: list[str] = []
+        self.silent: list[str] = []
         self.live: list[tuple[str, str, str]] = []
         self.passed: list[tuple[str, list[str]]] = []
         self.homes: list[tuple[str, list[str]]] = []
@@ -191,8 +217,19 @@ def writable_places(layers: Sequence[Layer]) -> list[str]:
             places.append("/dev")
         elif isinstance(layer, Processes):
             places.append("/proc")  # a process writes its own name and limits there
+        elif isinstance(layer, Parts):
+            places.append(layer.overlays[0].target)
         elif isinstance(layer, (Tmpfs, Overlay)) or (isinstance(layer, Bind) and layer.writable):
             places.append(layer.target)
+    return places
+
+
+def overlay_places(layers: Sequence[Layer]) -> list[str]:
+    """Mountpoints of all overlays of a plan."""
+    places = []
+    for layer in layers:
+        parts = layer.overlays if isinstance(layer, Parts) else [layer]
+        places += [part.target for part in parts if isinstance(part, Overlay)]
     return places
 
 
@@ -247,7 +284,9 @@ def _tree(view: View) -> list[Layer]:
     live = [Overlay("live directory", path, [path], upper, work) for path, upper, work in view.live]
     if view.whole:
         whole = Bind("workspace", view.upper, view.root, writable=True)
-        return [whole, Bind("private .git", view.git_upper, f"{view.root}/.git", writable=True), *live]
+        own_git = Bind("private .git", view.git_upper, f"{view.root}/.git", writable=True)
+        whole.unmapped = own_git.unmapped = GIVE
+        return [whole, own_git, *live]
     tree = Overlay("workspace", view.root, view.stack, view.upper, f"{view.work}/tree")
     git = Overlay("private .git", f"{view.root}/.git", view.git_stack, view.git_upper, f"{view.work}/git")
     tree.volatile = git.volatile = True
@@ -255,14 +294,21 @@ def _tree(view: View) -> list[Layer]:
 
 
 def _workspace(view: View) -> list[Layer]:
-    layers: list[Layer] = [*_tree(view), Bind("history", view.objects, OBJECTS)]
+    history = Bind("history", view.objects, OBJECTS)
+    history.unmapped = READ
+    layers: list[Layer] = [*_tree(view), history]
     if view.sockets:
-        layers.append(Bind("control socket", view.sockets, CONTROL))
+        sockets = Bind("control socket", view.sockets, CONTROL)
+        sockets.unmapped = GIVE
+        layers.append(sockets)
     for path, kept in view.passed:
         state = Bind("agent state", path, path, writable=True)
         state.kept = kept
         layers.append(state)
-    layers += [Bind("bind", path, path, writable=writable) for path, writable in view.binds]
+    for path, writable in view.binds:
+        bind = Bind("bind", path, path, writable=writable)
+        bind.unmapped = "" if writable else SHOW
+        layers.append(bind)
     if view.ssh_agent:
         layers.append(Bind("ssh agent", view.ssh_agent, SSH_AGENT))
     if view.name_servers:
@@ -283,14 +329,23 @@ def _home(view: View, *, masked: bool) -> list[Layer]:
         return []
     if not view.home_lowers:
         own = Bind("private HOME", view.home_upper, view.home, writable=True)
+        own.unmapped = GIVE
         return [own, *(_as_it_is("unmasked", path) for path in view.through)]
-    overlay = Overlay("copy-on-write HOME", view.home, view.home_lowers, view.home_upper, f"{view.work}/home")
-    overlay.hidden = view.hidden if masked else ()
+    shown: Layer = Parts(_VIEW, view.home_parts) if view.home_parts else home_overlay(view, masked=masked)
     below = [_as_it_is("mount below HOME", path) for path in view.submounts]
-    return [overlay, *below, *(_as_it_is("unmasked", path) for path in view.through)]
+    return [shown, *below, *(_as_it_is("unmasked", path) for path in view.through)]
+
+
+def home_overlay(view: View, *, masked: bool) -> Overlay:
+    """The view of HOME in one piece."""
+    assert view.home
+    overlay = Overlay(_VIEW, view.home, view.home_lowers, view.home_upper, f"{view.work}/home")
+    overlay.hidden = view.hidden if masked else ()
+    return overlay
 
 
 def _as_it_is(name: str, path: str) -> Bind:
     bind = Bind(name, path, path)
     bind.submounts = bind.optional = True
+    bind.unmapped = SHOW
     return bind

@@ -15,12 +15,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 import struct
 import time
 
 from overlayrun.kernel import abi, syscalls
-from overlayrun.sandbox import renaming
+from overlayrun.kernel.mountinfo import mounts
+from overlayrun.sandbox import aside, renaming
 from overlayrun.sandbox.confinement import Confinement, confine
 
 TYPE_CHECKING = False
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 _PAGE: Final = 4096
+_SHORT: Final = 256  # bytes of most paths
 _EMPTY: Final = (b"", b".", b"..")
 
 
@@ -45,7 +46,6 @@ class Renames:
         "_is_finishing",
         "_listener",
         "_memory",
-        "_roots",
         "_since",
         "_waiting",
     )
@@ -58,7 +58,6 @@ class Renames:
         self._waiting: list[tuple[int, renaming.Wish]] = []
         self._helper = 0
         self._is_finishing = False  # what a killed helper left
-        self._roots: dict[int, str | None] = {}
         # The process that asked last, and a descriptor of its memory: most ask again.
         self._memory = (0, -1)
         # The lowers are frozen: a directory that is born later lies in the upper.
@@ -85,7 +84,7 @@ class Renames:
         asker, wish = self._waiting[0]
         if not os.WIFEXITED(status) and not self._is_finishing:
             self._is_finishing = True
-            self._start(lambda: renaming.finish([wish.root], wish.aside))
+            self._start(lambda: aside.finish([wish.root], wish.aside))
         if self._helper:
             return
         self._is_finishing = False
@@ -96,10 +95,10 @@ class Renames:
 
     def tidy(self, roots: Sequence[str]) -> None:
         """Put in place what a killed helper left aside in these overlays; wait for it."""
-        left = [root for root in roots if os.path.lexists(f"{root}/{renaming.ASIDE}")]
+        left = [root for root in roots if os.path.lexists(f"{root}/{aside.ASIDE}")]
         if left:
             try:
-                os.waitpid(self._child(lambda: renaming.finish(left)), 0)
+                os.waitpid(self._child(lambda: aside.finish(left)), 0)
             except OSError:  # too many processes: the next start tries again
                 pass
 
@@ -148,13 +147,19 @@ class Renames:
             old_address, new_address = arguments[:2]
         flags = arguments[4] if number == 2 else 0
         source = _path(pid, old_place, self._text(pid, old_address))
-        if not stat.S_ISDIR(os.lstat(source).st_mode) and not flags & abi.RENAME_EXCHANGE:
+        # Not lstat(2), whose result takes long to make. A link to a directory is told apart below.
+        if not flags & abi.RENAME_EXCHANGE and not os.access(source + b"/", os.F_OK, effective_ids=True):
             return None
         target = _path(pid, new_place, self._text(pid, new_address))
         return self._wish_about(source, target, flags)
 
     def _text(self, pid: int, address: int) -> bytes:
         """A path in a process's memory; pages are read one by one, for the next may not be there."""
+        known, memory = self._memory
+        if known == pid:
+            text, end, _ = os.pread(memory, min(_SHORT, _PAGE - address % _PAGE), address).partition(b"\0")
+            if end:
+                return text
         text = self._read(pid, address, _PAGE - address % _PAGE)
         if b"\0" not in text:
             text += self._read(pid, address + len(text), _PAGE - len(text))
@@ -180,7 +185,7 @@ class Renames:
         if not self._may_be_lower(source) and not (exchanges and self._may_be_lower(target)):
             return None
         places = [_resolved(os.path.dirname(path)) for path in (source, target)]
-        root = self._root(places[0][0])
+        root = _root(places[0][0])
         if root is None or places[0][0] != places[1][0]:
             return None
         names = [os.fsdecode(os.path.basename(path)) for path in (source, target)]
@@ -188,42 +193,24 @@ class Renames:
         return renaming.Wish(root, paths[0], paths[1], flags)
 
     def _may_be_lower(self, path: bytes) -> bool:
-        """Whether it is a directory of an overlay that a lower may have."""
+        """Whether it is a directory that a lower may have, if an overlay holds it."""
         try:
             fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except NotADirectoryError:
             return False
         try:
-            mount_id, links, birth = syscalls.statx(fd)
+            _, links, birth = syscalls.statx(fd)
         finally:
             os.close(fd)
         # Overlayfs tells of one link where layers are joined (ovl_getattr of fs/overlayfs/inode.c); some file
         # systems do it for every directory.
-        is_new = links > 1 and birth > self._since
-        return not is_new and self._root(mount_id) is not None
-
-    def _root(self, mount_id: int) -> str | None:
-        """Mountpoint of an overlay."""
-        if mount_id not in self._roots:  # a further branch that was opened in this run, or no overlay
-            self._roots = {mount_id: None, **_overlays()}
-        return self._roots[mount_id]
+        return links <= 1 or birth <= self._since
 
 
-def _overlays() -> dict[int, str | None]:
-    """Mountpoints of the overlays by the numbers of the mounts. Source: proc_pid_mountinfo(5)."""
-    found: dict[int, str | None] = {}
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            fields, _, kind = line.partition(" - ")
-            if kind.startswith("overlay "):
-                mount_id, _, _, _, path, *_ = fields.split(" ")
-                found[int(mount_id)] = _unescaped(path)
-    return found
-
-
-def _unescaped(path: str) -> str:
-    first, *rest = path.split("\\")
-    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in rest)
+def _root(mount_id: int) -> str | None:
+    """Mountpoint of an overlay; not kept: branches that come and go in a run use the same numbers again."""
+    overlays = (mount for mount in mounts() if mount.fstype == "overlay")
+    return next((mount.place for mount in overlays if mount.number == mount_id), None)
 
 
 def _path(pid: int, place: int, text: bytes) -> bytes:

@@ -16,7 +16,7 @@ import stat
 import struct
 
 from overlayrun.errors import HostError
-from overlayrun.kernel import abi, calls, syscalls
+from overlayrun.kernel import abi, btrfs, calls, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _spans(
 ) -> list[Span]:
     """What is not simply allowed: first number, last number, code."""
     chosen = dict.fromkeys(_REFUSED, _EPERM) | dict.fromkeys(_MISSING, _ENOSYS)
-    chosen |= {"ioctl": _when_one_of(1, _TERMINAL_REQUESTS, _EPERM), "personality": _personality()}
+    chosen |= {"ioctl": _ioctl(), "personality": _personality()}
     chosen |= {"socket": _socket(), "socketpair": _socket()}
     # No set-uid file: in a directory that is shared with the host another user could run it. Set-gid is let
     # through: Debian's own directories have it, and who copies them wants to keep it.
@@ -255,8 +255,12 @@ def _ask_of_others() -> Code:
     return [_argument(5), (abi.BPF_IF_EQUAL, 0, 2, OURS & 0xFFFFFFFF), *high, *_ASK, _ALLOW]
 
 
-def _when_one_of(index: int, values: Sequence[int], verdict: Code) -> Code:
-    return [_argument(index), *_equal_to_one_of(values, verdict, [_ALLOW])]
+def _ioctl() -> Code:
+    """Neither the user's terminal nor his subvolumes; ENOTTY is what other file systems than btrfs say."""
+    group = (abi.BPF_AND, 0, 0, 0xFF00)  # _IOC_TYPEMASK of asm-generic/ioctl.h: most are of another
+    subvolumes = [_argument(1), *_equal_to_one_of(btrfs.CHANGING, _refuse(errno.ENOTTY), [_ALLOW])]
+    others = [_argument(1), *_equal_to_one_of(_TERMINAL_REQUESTS, _EPERM, [_ALLOW])]
+    return [_argument(1), group, *_equal_to_one_of([btrfs.CHANGING[0] & 0xFF00], subvolumes, others)]
 
 
 def _personality() -> Code:

@@ -9,6 +9,7 @@ import ctypes  # noqa: TID251  runs inside, where the package may not be
 import errno
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -232,6 +233,18 @@ def paths_that_change_meanwhile() -> object:
     stop.set()
     thread.join()
     return files("swap")
+
+
+@story
+def made_again() -> object:
+    """As npm does: of the new directories only the topmost hides what was there."""
+    Path("again").rename("away")
+    shutil.rmtree("again2")
+    for name in ("again", "again2"):
+        Path(name, "sub/deep").mkdir(parents=True)
+        Path(name, "sub/deep/new").write_text("new")
+    shutil.rmtree("away")
+    return files("again", "again2")
 
 
 @story

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from conftest import SHARE, UserRepo, copy_repo
 
-from overlayrun.sandbox import renaming
+from overlayrun.sandbox import aside, renaming
 from overlayrun.sandbox.seccomp import assemble
 
+from .rename_oracle import differing, fill, renamed, wanted
 from .test_seccomp import ALLOW, ERRNO, MACHINES, interpret
 
 if TYPE_CHECKING:
@@ -33,18 +34,6 @@ def _fill(repo: UserRepo, directory: str, count: int = 3) -> None:
         repo.write(f"{directory}/sub/g{number}", f"{directory} {number}")
 
 
-def _fill_for_sequences(repo: UserRepo, number: int) -> None:
-    tree = f"tree{number}"
-    for outer in "ab":
-        for inner in "abc":
-            repo.write(f"{tree}/{outer}/{inner}/c", outer + inner)
-            repo.write(f"{tree}/{outer}/{inner}/d/b", "deep")
-        repo.write(f"{tree}/{outer}/d", "file")
-        (repo.root / tree / outer / "ln").symlink_to("a")
-    repo.write(f"{tree}/c", "top", 0o755)
-    (repo.root / tree / "d").symlink_to("a")
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, _repo_to_copy: Path) -> UserRepo:
     """A repository full of directories to rename, and its scripts."""
@@ -55,6 +44,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, _repo_to_copy: Path) -> User
     for number in range(10):
         _fill(repo, f"many/d{number}", 1)
         _fill(repo, f"threads/t{number}", 1)
+    for name in ("again", "again2"):
+        _fill(repo, f"{name}/sub/deep")
     for name in "xy":
         _fill(repo, f"swap/{name}/d")
     for name in ("inner/none", "closed/file", "open"):
@@ -62,8 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, _repo_to_copy: Path) -> User
     (repo.root / "kept/link").symlink_to("open")
     for number in range(_LARGE):
         repo.write(f"large/d{number % 15}/f{number}", f"{number}")
-    for number in range(_SEQUENCES):
-        _fill_for_sequences(repo, number)
+    fill(repo, _SEQUENCES)
     for script in ("rename_fuzz.py", "rename_stories.py"):
         repo.write(script, (_HERE / script).read_text())
     repo.commit()
@@ -172,17 +162,18 @@ def test_the_snapshot_is_what_was_renamed(world: UserRepo, told: dict[str, Any])
     assert moved.items() <= after.items()
     assert not [path for path in after if path.startswith(("tracked/", "plain/", "over/", ".overlayrun"))]
     assert after["kept2/open"] != before["kept/open"]
-    assert told
+    assert told["made_again"] == 2
+    again = sorted(path for path in after if path.startswith(("again", "away")))
+    assert again == ["again/sub/deep/new", "again2/sub/deep/new"]
 
 
-def test_random_operations_are_those_of_a_plain_directory(world: UserRepo) -> None:
+def test_random_operations_are_those_of_a_plain_directory(world: UserRepo, tmp_path: Path) -> None:
     """Errno by errno, and the trees at the end; each of root and the user tries other sequences."""
     first = random.randrange(10**6) * 2 * _SEQUENCES + SHARE * _SEQUENCES
-    out = world.inside(f"exec python3 rename_fuzz.py {first} {_SEQUENCES}", branch="fuzz")
-    seen = json.loads(out)
-    assert seen["bad"] == []
-    assert seen["renamed"] > _SEQUENCES
-    assert not seen["left"]
+    script = f"python3 rename_fuzz.py {first} {_SEQUENCES}; test ! -e .overlayrun-moving"
+    told = json.loads(world.inside(script, branch="fuzz"))
+    assert differing(told, wanted(world, tmp_path, first, _SEQUENCES, as_nobody=True)) == []
+    assert renamed(told) > _SEQUENCES
 
 
 def test_who_joins_renames_too_and_what_he_left_behind(world: UserRepo) -> None:
@@ -202,6 +193,33 @@ def test_who_joins_renames_too_and_what_he_left_behind(world: UserRepo) -> None:
     paths = world.files("joined")
     assert "renamed/f0" in paths
     assert "later.d/f0" in paths
+
+
+_GUESTS: Final = """
+import json, os, socket, time
+while not os.path.exists(os.environ["OVERLAYRUN_SOCKET"]):
+    time.sleep(0.01)
+def ask(**words):
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(os.environ["OVERLAYRUN_SOCKET"])
+        s.sendall(json.dumps(words).encode() + b"\\n")
+        return json.loads(s.makefile().readline())
+os.rename("plain", "plain2")
+for name in ("first", "second"):
+    opened = ask(op="open", branch=name)
+    os.rename(opened["path"] + "/plain", opened["path"] + "/" + name)
+    assert "error" not in ask(op="close", branch=name)
+"""
+
+
+def test_further_branches_that_a_run_opens(world: UserRepo) -> None:
+    """Their mounts come later than the first rename, and the second may have the number that the first had."""
+    done = world.overlayrun("-b", "host", "--", "python3", "-c", _GUESTS)
+    assert done.code == 0, str(done)
+    for branch, place in (("host", "plain2"), ("first", "first"), ("second", "second")):
+        paths = world.files(branch)
+        assert f"{place}/sub/g0" in paths
+        assert "plain/sub/g0" not in paths
 
 
 def test_in_a_sandbox_of_an_agents_own_all_is_as_before(world: UserRepo) -> None:
@@ -265,9 +283,9 @@ def test_the_filter_tells_of_every_rename_that_is_not_marked(machine: str, *, us
 
 def test_what_a_kill_left_aside_is_put_in_its_place(tmp_path: Path) -> None:
     """Between two entries of a directory, and after the last; what names no place stays where it is."""
-    aside = tmp_path / ".overlayrun-moving"
-    half, last, lost = aside / "1234/1", aside / "1234/2", aside / "5678/1"
-    for place in (half, last, lost, tmp_path / "a/half", tmp_path / "a/last", aside / "1234/probe"):
+    place_aside = tmp_path / ".overlayrun-moving"
+    half, last, lost = place_aside / "1234/1", place_aside / "1234/2", place_aside / "5678/1"
+    for place in (half, last, lost, tmp_path / "a/half", tmp_path / "a/last", place_aside / "1234/probe"):
         place.mkdir(parents=True)
     (half / "one").write_text("1")
     (tmp_path / "a/half/two").write_text("2")
@@ -279,13 +297,45 @@ def test_what_a_kill_left_aside_is_put_in_its_place(tmp_path: Path) -> None:
         ("1234/3", "a/half"),
         ("5678/1", "no/where"),
     ):
-        (aside / f"{note}.becomes").symlink_to(f"750 1000000000 {path}")
-    assert renaming.finish([str(tmp_path)]) == errno.EIO
+        (place_aside / f"{note}.becomes").symlink_to(f"750 1000000000 {path}")
+    assert aside.finish([str(tmp_path)]) == errno.EIO
     assert sorted(os.listdir(tmp_path / "a/half")) == ["one", "two"]
     assert os.listdir(tmp_path / "a/last") == ["all"]
     assert (tmp_path / "a/half").stat().st_mode & 0o777 == 0o750
     assert (tmp_path / "a/half").stat().st_mtime == 1
-    assert sorted(path.name for path in aside.rglob("*")) == ["1", "1.becomes", "5678", "file"]
+    assert sorted(path.name for path in place_aside.rglob("*")) == ["1", "1.becomes", "5678", "file"]
+
+
+def test_a_note_that_the_command_wrote_leads_nowhere_else(tmp_path: Path) -> None:
+    """It is read on the host, too: of a folder's tree."""
+    top, outside = tmp_path / "top", tmp_path / "outside"
+    for place in (top / "a", top / ".git/x", outside / "b"):
+        place.mkdir(parents=True)
+    (top / "ln").symlink_to(outside)
+    (top / "a/ln").symlink_to(outside / "b")
+    bad = {
+        "1": f"700 1 {outside}/b",
+        "2": "700 1 ../outside/b",
+        "3": "700 1 ln/b",
+        "4": "700 1 a/ln",
+        "5": "700 1 ..",
+        "6": "700 1 .git/x",
+        "7": "700 1 a/.",
+        "8": "700 1 ",
+        "9": f"{'7' * 99} {'9' * 99} a",
+        "10": "nonsense",
+    }
+    for name, note in bad.items():
+        made = top / ".overlayrun-moving/evil" / name
+        made.mkdir(parents=True)
+        (made / name).touch()
+        made.with_name(f"{name}.becomes").symlink_to(note)
+    assert aside.finish([str(top)]) == errno.EIO
+    assert sorted(str(path.relative_to(outside)) for path in outside.rglob("*")) == ["b"]
+    assert sorted(os.listdir(tmp_path)) == ["outside", "top"]
+    assert sorted(os.listdir(top)) == [".git", ".overlayrun-moving", "a", "ln"]
+    assert os.listdir(top / ".git/x") == []
+    assert set(os.listdir(top / "a")) <= {"9", "ln"}  # the only place of the tree that is named
 
 
 def test_a_file_system_that_can_rename_is_left_alone(tmp_path: Path) -> None:

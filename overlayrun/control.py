@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 
-from overlayrun.errors import WorkspaceError
+from overlayrun.errors import WorkspaceBusy, WorkspaceError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _LONGEST: Final = 64 * 1024
 _PATIENCE: Final = 2.0  # seconds for a client to say its line; it may be hostile
 _ANSWER_PATIENCE: Final = 600.0
 _DESCRIPTORS: Final = 8
+_LOOK_SECONDS: Final = 1.0
 
 
 def listen(directory: str, name: str) -> socket.socket:
@@ -39,6 +41,9 @@ def listen(directory: str, name: str) -> socket.socket:
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         server.bind(f"/proc/self/fd/{fd}/.{name}")
+        place = os.fstat(fd)
+        if place.st_uid != os.geteuid():  # root's, in a directory that belongs to the command
+            os.chown(f".{name}", place.st_uid, place.st_gid, dir_fd=fd, follow_symlinks=False)
     finally:
         os.close(fd)
     server.listen(8)
@@ -77,17 +82,22 @@ def _line(connection: socket.socket, *, until: float | None = None) -> bytes:
 
 
 def ask(
-    directory: str, name: str, request: dict[str, Any], *, wait: float = 2.0
+    directory: str,
+    name: str,
+    request: dict[str, Any],
+    *,
+    wait: float = 2.0,
+    patience: float = _ANSWER_PATIENCE,
 ) -> tuple[dict[str, Any], list[int]]:
     """Send a request to a run and give its answer and descriptors.
 
-    wait: seconds in which a run that is only starting may open its socket. Raises WorkspaceError without an
-    answer.
+    wait: seconds in which a run that is only starting may open its socket; patience: in which it answers.
+    Raises WorkspaceError without an answer, WorkspaceBusy where who is to answer is stopped.
     """
     deadline = time.monotonic() + wait
     while True:
         try:
-            return _ask_once(directory, name, request)
+            return _ask_once(directory, name, request, patience)
         except (FileNotFoundError, ConnectionRefusedError) as err:
             if time.monotonic() > deadline:
                 raise WorkspaceError("the run does not answer", hint="see: overlayrun ls") from err
@@ -96,13 +106,16 @@ def ask(
             raise WorkspaceError(f"the run broke off: {err}", hint="see: overlayrun ls") from err
 
 
-def _ask_once(directory: str, name: str, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+def _ask_once(
+    directory: str, name: str, request: dict[str, Any], patience: float
+) -> tuple[dict[str, Any], list[int]]:
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
             client.connect(f"/proc/self/fd/{fd}/{name}")
-            client.settimeout(_ANSWER_PATIENCE)
+            client.settimeout(patience)
             client.sendall(json.dumps(request).encode() + b"\n")
+            _wait(client, patience)
             data, fds, _, _ = socket.recv_fds(client, _LONGEST, _DESCRIPTORS)
             if data and not data.endswith(b"\n"):
                 data += _line(client)
@@ -112,3 +125,31 @@ def _ask_once(directory: str, name: str, request: dict[str, Any]) -> tuple[dict[
             return answered, fds
     finally:
         os.close(fd)
+
+
+def _wait(client: socket.socket, patience: float) -> None:
+    """Wait for input; not for somebody who is stopped. Raises WorkspaceBusy, TimeoutError."""
+    deadline = time.monotonic() + patience
+    while True:
+        client.settimeout(max(0.001, min(_LOOK_SECONDS, deadline - time.monotonic())))
+        try:
+            client.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            _check_goes_on(client)
+            if time.monotonic() > deadline:
+                raise
+        else:
+            client.settimeout(patience)
+            return
+
+
+def _check_goes_on(client: socket.socket) -> None:
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid = int.from_bytes(credentials[:4], sys.byteorder)  # struct ucred of unix(7)
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state = file.read().rpartition(b") ")[2][:1]
+    except OSError:  # it dies just now
+        return
+    if state in (b"T", b"t"):  # proc_pid_stat(5)
+        raise WorkspaceBusy(f"process {pid}, which would answer, is stopped", hint=f"kill -CONT {pid}")

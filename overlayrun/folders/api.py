@@ -37,8 +37,15 @@ class Tree:
     live: bool = False
 
 
+class Later(Exception):
+    """An answer that has to be made first, by somebody else: to be asked again."""
+
+
 class Answers(Protocol):
-    """What is in the folders. Every method raises OSError with the errno that the caller is to see."""
+    """What is in the folders.
+
+    Every method raises OSError with the errno that the caller is to see, or Later.
+    """
 
     def names(self, kind: Kind, above: str) -> list[str]:
         """Names in a folder, sorted. above: "" but for a branch of the snapshots, whose numbers they are."""

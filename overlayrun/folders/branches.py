@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from overlayrun.errors import OverlayrunError, UsageError, WorkspaceBusy, WorkspaceError
+from overlayrun.errors import OverlayrunError, WorkspaceBusy, WorkspaceError
 from overlayrun.folders.api import SEPARATOR, Kind, Tree
-from overlayrun.folders.shown import COMMAND, Scene, Shown, Tell, give_back, open_live, open_own, show, take
+from overlayrun.folders.freezing import Freezer
+from overlayrun.folders.shown import (
+    COMMAND,
+    Scene,
+    Shown,
+    as_errno,
+    give_back,
+    open_live,
+    open_own,
+    show,
+    take,
+    unlock,
+    words_of,
+)
 from overlayrun.model import RunOptions
 from overlayrun.overview import branch_is_checked_out, unsaved
 from overlayrun.prepare import open_or_make
 from overlayrun.removal import drop
-from overlayrun.store.location import find_repository
+from overlayrun.store.location import find_repository, resolve_commit
 from overlayrun.store.repo import Repo
 from overlayrun.workspace.catalogue import find_exact, records
 from overlayrun.workspace.lock import lock
@@ -25,6 +37,7 @@ from overlayrun.workspace.record import Record
 _QUIET: Final = 0.5  # seconds after the last write until a snapshot
 _AGAIN: Final = 30.0  # seconds after a snapshot that failed
 _IDLE: Final = 60.0  # seconds after the last use until a tree is given back
+_SOON: Final = 3.0  # the same where files wait for that
 _LOOK: Final = 0.5  # seconds between two looks at what others do
 _PATIENCE: Final = 1.0  # seconds in which a run that begins or ends is waited for
 
@@ -41,24 +54,6 @@ def nobody_has(kind: Kind, name: str, *, unused: float = 0) -> bool:
     return True
 
 
-@contextmanager
-def as_errno(tell: Tell) -> Iterator[None]:
-    """What went wrong as a number for who uses the folder; the words go to the log."""
-    try:
-        yield
-    except OverlayrunError as err:
-        tell(err.brief + (f": {err.details}" if err.details else "") + (f"; {err.hint}" if err.hint else ""))
-        raise OSError(_errno_of(err), err.brief) from err
-
-
-def _errno_of(err: OverlayrunError) -> int:
-    if isinstance(err, WorkspaceBusy):
-        return errno.EBUSY
-    if isinstance(err.__cause__, OSError) and err.__cause__.errno:
-        return err.__cause__.errno
-    return errno.EINVAL if isinstance(err, UsageError) else errno.EIO
-
-
 class Branches:
     """The branches of one repository, for one process with one thread.
 
@@ -66,8 +61,9 @@ class Branches:
     writes. let_go: has the file system drop a tree.
     """
 
-    def __init__(self, scene: Scene, options: RunOptions) -> None:
+    def __init__(self, scene: Scene, options: RunOptions, freezer: Freezer) -> None:
         self._scene = scene
+        self._freezer = freezer
         self._options = options
         self._shown: dict[str, Shown] = {}
         self._also: dict[str, str] = {}
@@ -133,15 +129,18 @@ class Branches:
         repository = find_repository(self._scene.root)
         known = find_exact(self._scene.layout, branch)
         if known is not None or Repo(repository.common_dir).ref(f"refs/heads/{branch}"):
+            if known is None:
+                self._scene.tell(f"mkdir {text}: git has that branch; one from it: mkdir NEW-NAME@{text}")
             raise FileExistsError(errno.EEXIST, "the branch is there")
         asked = {"branch": branch, "base": revision.replace(SEPARATOR, "/") or None}
         options = RunOptions(**{**vars(self._options), **asked})
-        with as_errno(self._scene.tell):
-            prepared = open_or_make(repository, self._scene.layout, options, [COMMAND], self._scene.tell)
-            try:
-                one = self._shown[branch] = show(self._scene, prepared.record)
-            finally:
-                os.close(prepared.lock)
+        base = resolve_commit(repository, options.base)[1] if options.base else repository.head_tree
+        self._freezer.need(base)
+        prepared = open_or_make(repository, self._scene.layout, options, [COMMAND], self._scene.tell)
+        try:
+            one = self._shown[branch] = show(self._scene, prepared.record)
+        finally:
+            unlock(prepared.lock)
         if revision:
             self._also[name] = text
         one.used = time.monotonic()
@@ -153,13 +152,12 @@ class Branches:
         record = find_exact(self._scene.layout, branch)
         if record is None:
             raise FileNotFoundError(errno.ENOENT, "no workspace has this branch")
-        with as_errno(self._scene.tell):
-            self.give_back(record.id)
-            held = lock(self._scene.layout.workspace(record.id).lock)
-            try:
-                self._drop(record)
-            finally:
-                os.close(held)
+        self.give_back(record.id)
+        held = lock(self._scene.layout.workspace(record.id).lock)
+        try:
+            self._drop(record)
+        finally:
+            os.close(held)
         self._also = {also: text for also, text in self._also.items() if branch != self._branch(text)}
 
     def _drop(self, known: Record) -> None:
@@ -204,9 +202,9 @@ class Branches:
             self._touch(one)
         if one.due is not None and now >= one.due:
             self._snapshot(one)
-        elif one.due is None and now - one.used > _IDLE:
+        elif one.due is None and now - one.used > (idle := _SOON if one.waits else _IDLE):
             one.used = now  # else the next look comes at once
-            if all(self.let_go(Kind.BRANCHES, name, unused=_IDLE) for name in self._names_of(branch)):
+            if all(self.let_go(Kind.BRANCHES, name, unused=idle) for name in self._names_of(branch)):
                 self._leave(branch, one)
 
     def _reopened(self, branch: str, one: Shown) -> Shown | None:
@@ -226,10 +224,29 @@ class Branches:
         one.first = one.due = None
         try:
             take(self._scene, one)
+            one.trouble = ""
         except (OverlayrunError, OSError) as err:
-            self._scene.tell(f"branch {one.record.branch}: no snapshot this time: {err}")
+            one.trouble = words_of(err)
+            self._scene.tell(f"branch {one.record.branch}: no snapshot this time: {one.trouble}")
             one.first = time.monotonic()
             one.due = one.first + _AGAIN
+
+    def save(self) -> None:
+        """Take the snapshots that are to come; `troubles` tells of what failed."""
+        for branch, one in list(self._shown.items()):
+            if one.due is not None or one.has_new_commits():
+                self._snapshot(one)
+            if one.waits:
+                self._leave(branch, one)
+
+    def troubles(self) -> list[str]:
+        """A line about each branch whose snapshots fail."""
+        return [
+            f"branch {branch} has no snapshot of what was written last: {one.trouble}; nothing is lost, "
+            f"it is tried again; or now: overlayrun snapshot {shlex.quote(branch)}"
+            for branch, one in self._shown.items()
+            if one.trouble
+        ]
 
     def give_back(self, workspace_id: str) -> None:
         """Let go of a workspace, if it is shown: its last changes are in a snapshot then.
@@ -248,8 +265,8 @@ class Branches:
         try:
             self._close(branch, one)
         except (OverlayrunError, OSError) as err:
-            upper = one.place.upper
-            self._scene.tell(f"branch {branch}: the last snapshot failed: {err}; nothing is lost: {upper}")
+            where = f"; nothing is lost: {one.place.upper}" if os.path.isdir(one.place.upper) else ""
+            self._scene.tell(f"branch {branch}: the last snapshot failed: {words_of(err)}{where}")
             return False
         return True
 

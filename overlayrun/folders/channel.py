@@ -14,16 +14,18 @@ import queue
 import socket
 import struct
 import threading
+import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from overlayrun.errors import HostError
-from overlayrun.folders.api import Answers, Kind, Tree
+from overlayrun.folders.api import Answers, Kind, Later, Tree
 
 _MOST: Final = 32 << 10
 _MOST_DESCRIPTORS: Final = 200  # the kernel's SCM_MAX_FD is 253
-_NAMES: Final = 16  # in one packet: 255 bytes each, which JSON may make six times as long
+_NAMES: Final = _MOST // 2
+"""Bytes of names in one packet, or one name: git's are below 4096, which JSON makes six times as long."""
 Value = None | str | bool | int | float | list[str] | list[int]
 Message = dict[str, Value]
 
@@ -49,15 +51,15 @@ def _receive(end: socket.socket) -> tuple[Message, list[int]]:
     fds = [fd for _, _, content in beside for (fd,) in struct.iter_unpack("i", content)]
     if not data:
         raise EOFError("the other end is gone")
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        _close(fds)
-        raise OSError(errno.EMSGSIZE, "a message was cut off")
     message = json.loads(data)
     assert isinstance(message, dict), message
+    if flags & socket.MSG_CTRUNC:  # as many descriptors are open as may be
+        _close(fds)
+        return message | {"errno": errno.EMFILE}, []
     return message, fds
 
 
-def _close(fds: list[int]) -> None:
+def _close(fds: Iterable[int]) -> None:
     for fd in fds:
         os.close(fd)
 
@@ -68,6 +70,7 @@ class ControlEnd:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._waiting: deque[Message] = deque()
+        self._late: list[Message] = []
         self._numbers = itertools.count(1)
 
     def fileno(self) -> int:
@@ -106,16 +109,30 @@ class ControlEnd:
         What is open in it goes on: at its next use `Answers.tree` is asked again. unused: seconds; leave a
         tree alone that was used since, or in which something is open; 0 always lets go.
         """
+        done = self._order({"kind": kind.value, "name": name, "unused": unused}, "let_go")
+        return True if done is None else bool(done["done"])  # its descriptors are gone with it
+
+    def hear(self) -> None:
+        """Have every write told that was not told yet; `serve` then answers that."""
+        self._order({}, "tell")
+
+    def ask_again(self) -> None:
+        """Let `serve` answer what was for later."""
+        self._waiting.extend(self._late)
+        self._late.clear()
+
+    def _order(self, message: Message, what: str) -> Message | None:
+        """What the file system says to an order; None where it is gone."""
         number = next(self._numbers)
         try:
-            _send(self._end, {"let_go": number, "kind": kind.value, "name": name, "unused": unused})
+            _send(self._end, {what: number, **message})
             while True:
-                message, _ = _receive(self._end)
-                if message.get("gone") == number:
-                    return bool(message["done"])
-                self._waiting.append(message)
+                answer, _ = _receive(self._end)
+                if answer.get("gone") == number:
+                    return answer
+                self._waiting.append(answer)
         except (EOFError, ConnectionError):
-            return True  # its descriptors are gone with it
+            return None
 
     def _next(self) -> Message:
         """A message that is there already; BlockingIOError without."""
@@ -129,15 +146,26 @@ class ControlEnd:
     def _answer(self, message: Message, answers: Answers) -> bool:
         try:
             try:
-                replies = _called(message, answers)
+                for reply, fds in _called(message, answers):
+                    self._reply(message, reply, fds)
+            except ConnectionError:
+                raise
+            except Later:
+                self._late.append(message)
             except OSError as err:
-                replies = [({"errno": err.errno or errno.EIO}, ())]
-            for reply, fds in replies:
-                _send(self._end, {"id": message.get("id"), **reply}, fds)
-                _close(list(fds))
+                self._reply(message, {"errno": err.errno or errno.EIO}, ())
+            except Exception:  # noqa: BLE001  # who asked waits, and what others wrote needs its snapshots
+                traceback.print_exc()
+                self._reply(message, {"errno": errno.EIO}, ())
         except ConnectionError:
             return False
         return True
+
+    def _reply(self, message: Message, reply: Message, fds: tuple[int, ...]) -> None:
+        try:
+            _send(self._end, {"id": message.get("id"), **reply}, fds)
+        finally:
+            _close(fds)
 
 
 def _called(message: Message, answers: Answers) -> list[tuple[Message, tuple[int, ...]]]:
@@ -147,7 +175,7 @@ def _called(message: Message, answers: Answers) -> list[tuple[Message, tuple[int
     match message.get("call"):
         case "names":
             names = answers.names(Kind(message["kind"]), name)
-            pieces = [names[start : start + _NAMES] for start in range(0, len(names), _NAMES)] or [[]]
+            pieces = list(_pieces(names))
             return [({"names": piece, "more": piece is not pieces[-1]}, ()) for piece in pieces]
         case "tree":
             return [_packed(answers.tree(Kind(message["kind"]), name))]
@@ -160,6 +188,19 @@ def _called(message: Message, answers: Answers) -> list[tuple[Message, tuple[int
         case _:
             raise OSError(errno.EINVAL, "no such call")
     return [({}, ())]
+
+
+def _pieces(names: list[str]) -> Iterator[list[str]]:
+    """Names in the same order, as many at a time as one packet holds; at least one piece."""
+    piece: list[str] = []
+    size = 0
+    for name in names:
+        size += len(json.dumps(name)) + 2
+        if size > _NAMES and piece:
+            yield piece
+            piece, size = [], len(json.dumps(name)) + 2
+        piece.append(name)
+    yield piece
 
 
 def _packed(tree: Tree) -> tuple[Message, tuple[int, ...]]:
@@ -178,7 +219,7 @@ class FolderEnd:
         self._end = end
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._asked: dict[int, queue.SimpleQueue[Reply | None]] = {}
+        self._asked: dict[int, queue.SimpleQueue[Reply | None]] | None = {}  # None: nobody listens any more
 
     def mounted(self) -> None:
         """Say that the file system is there."""
@@ -188,25 +229,36 @@ class FolderEnd:
         """Say why it is not there."""
         _send(self._end, {"failed": reason, "hint": hint})
 
-    def listen(self, let_go: Callable[[Kind, str, float], bool]) -> None:
-        """Hand answers to who waits for them, and obey; returns when the other end is gone."""
+    def listen(
+        self, let_go: Callable[[Kind, str, float], bool], changed: Callable[[], Iterable[str]] = list
+    ) -> None:
+        """Hand answers to who waits for them, and obey; returns when the other end is gone.
+
+        changed: branches in which somebody wrote, each once.
+        """
         try:
             while True:
                 message, fds = _receive(self._end)
                 if "let_go" in message:
-                    done = let_go(Kind(message["kind"]), str(message["name"]), float(str(message["unused"])))
-                    _send(self._end, {"gone": message["let_go"], "done": done})
+                    _send(self._end, {"gone": message["let_go"], "done": _is_let_go(let_go, message)})
+                elif "tell" in message:
+                    self._tell(changed())
+                    _send(self._end, {"gone": message["tell"]})
                 else:
                     self._hand_over(message, fds)
         except (EOFError, OSError):
             with self._lock:
-                asked, self._asked = self._asked, {}
-            for waiting in asked.values():
+                asked, self._asked = self._asked, None
+            for waiting in (asked or {}).values():
                 waiting.put(None)
+
+    def _tell(self, names: Iterable[str]) -> None:
+        for name in names:  # who ordered it answers nothing before it is done
+            self.forget(self.ask({"call": "touched", "name": name})[0])
 
     def _hand_over(self, message: Message, fds: list[int]) -> None:
         with self._lock:
-            waiting = self._asked.get(int(str(message.get("id"))))
+            waiting = (self._asked or {}).get(int(str(message.get("id"))))
         if waiting is None:
             _close(fds)
         else:
@@ -256,6 +308,8 @@ class FolderEnd:
         """Send a question; its number, and where the answer comes."""
         waiting: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
         with self._lock:
+            if self._asked is None:
+                raise _gone()
             number = next(self._numbers)
             self._asked[number] = waiting
             try:
@@ -268,7 +322,20 @@ class FolderEnd:
     def forget(self, number: int) -> None:
         """No answer to that question is waited for any more."""
         with self._lock:
-            self._asked.pop(number, None)
+            if self._asked is not None:
+                self._asked.pop(number, None)
+
+
+def _is_let_go(let_go: Callable[[Kind, str, float], bool], message: Message) -> bool:
+    try:
+        return let_go(Kind(message["kind"]), str(message["name"]), float(str(message["unused"])))
+    except Exception:  # noqa: BLE001  # all questions would go without an answer from now on
+        traceback.print_exc()
+        return False
+
+
+def _gone() -> OSError:
+    return OSError(errno.EIO, "nobody answers any more")
 
 
 class _Question:
@@ -289,7 +356,7 @@ class _Question:
         """The next answer. Raises OSError as the other end did, EIO where it is gone."""
         reply = self._waiting.get()
         if reply is None:
-            raise OSError(errno.EIO, "nobody answers any more")
+            raise _gone()
         number = reply[0].get("errno")
         if isinstance(number, int):
             raise OSError(number, os.strerror(number))

@@ -4,32 +4,41 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import dataclass
 from typing import Final
 
 from overlayrun.errors import UsageError
 from overlayrun.folders.api import SEPARATOR, Kind, Tree
-from overlayrun.folders.branches import LetGo, as_errno, nobody_has
+from overlayrun.folders.branches import LetGo, nobody_has
+from overlayrun.folders.freezing import Freezer
 from overlayrun.folders.shown import Scene
 from overlayrun.folders.trees import frozen_view
 from overlayrun.model import TreeId
-from overlayrun.prepare import frozen_tree
 from overlayrun.store.git import git
 from overlayrun.store.location import find_repository, resolve_commit
 from overlayrun.store.repo import Repo
 from overlayrun.workspace.catalogue import find_exact, records
-from overlayrun.workspace.lock import share
 
 _MOST: Final = 64  # trees that are held open
+
+
+@dataclass(frozen=True, slots=True)
+class _Frozen:
+    """A tree that is open. stack: its layers, which `gc` leaves meanwhile."""
+
+    tree: TreeId
+    fd: int
+    stack: list[str]
 
 
 class Commits:
     """The trees of one repository's commits. let_go: has the file system drop one."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, freezer: Freezer) -> None:
         self._root = scene.root
         self._layout = scene.layout
-        self._tell = scene.tell
-        self._open: dict[tuple[Kind, str], tuple[TreeId, int]] = {}
+        self._freezer = freezer
+        self._open: dict[tuple[Kind, str], _Frozen] = {}
         self.let_go: LetGo = nobody_has
 
     def names(self, kind: Kind, above: str) -> list[str]:
@@ -54,22 +63,24 @@ class Commits:
 
     def tree(self, kind: Kind, name: str) -> Tree:
         """The tree of a revision, or of `branch/number`. Raises OSError: ENOENT."""
-        with as_errno(self._tell):
-            tree = self._commit(name) if kind is Kind.COMMITS else self._snapshot(name)
-            known = self._open.pop((kind, name), None)
-            if known is not None and known[0] != tree:
-                self._drop(kind, name, known[1])
-                known = None
-            self._open[kind, name] = known or (tree, self._view(tree))  # the last used is the last
+        tree = self._commit(name) if kind is Kind.COMMITS else self._snapshot(name)
+        known = self._open.get((kind, name))
+        if known is None or known.tree != tree:
+            new = self._view(tree)
+            if known is not None:
+                self._drop(kind, name)
+            known = new
+        self._open.pop((kind, name), None)
+        self._open[kind, name] = known  # the last used is the last
         if len(self._open) > _MOST:
-            (kind_of, oldest), (_, fd) = next(iter(self._open.items()))
-            del self._open[kind_of, oldest]
-            self._drop(kind_of, oldest, fd)
-        return Tree(os.dup(self._open[kind, name][1]), writable=False, key=tree)
+            self._drop(*next(iter(self._open)))
+        return Tree(os.dup(known.fd), writable=False, key=tree)
 
-    def _drop(self, kind: Kind, name: str, fd: int) -> None:
+    def _drop(self, kind: Kind, name: str) -> None:
+        one = self._open.pop((kind, name))
         self.let_go(kind, name)
-        os.close(fd)
+        os.close(one.fd)
+        self._freezer.release(one.stack)
 
     def _commit(self, name: str) -> TreeId:
         repository = find_repository(self._root)
@@ -88,16 +99,15 @@ class Commits:
                 return one.tree
         raise FileNotFoundError(errno.ENOENT, "the branch has no such snapshot")
 
-    def _view(self, tree: TreeId) -> int:
-        choosing = share(self._layout.lock)  # no `gc` between the choice of the layers and their mount
+    def _view(self, tree: TreeId) -> _Frozen:
+        stack = self._freezer.take(tree)
         try:
-            stack = frozen_tree(find_repository(self._root), self._layout, tree, self._tell)
-            return frozen_view(self._layout, stack)
-        finally:
-            os.close(choosing)
+            return _Frozen(tree, frozen_view(self._layout, stack), stack)
+        except BaseException:
+            self._freezer.release(stack)
+            raise
 
     def close_all(self) -> None:
         """Let go of every tree."""
-        for (kind, name), (_, fd) in self._open.items():
-            self._drop(kind, name, fd)
-        self._open.clear()
+        for kind, name in list(self._open):
+            self._drop(kind, name)

@@ -19,9 +19,10 @@ from overlayrun.files import write_whole
 from overlayrun.folders.api import Kind, Tree
 from overlayrun.folders.branches import Branches
 from overlayrun.folders.commits import Commits
-from overlayrun.folders.place import drop_link, open_already
-from overlayrun.folders.server import Served, clear_stale, start, stop
-from overlayrun.folders.shown import Scene, Tell
+from overlayrun.folders.freezing import Freezer
+from overlayrun.folders.place import Stand, drop_link, keep_link, open_already
+from overlayrun.folders.server import Served, clear_stale, start, stop, unmount
+from overlayrun.folders.shown import Scene, Tell, as_errno
 from overlayrun.kernel import syscalls
 from overlayrun.model import RunOptions
 from overlayrun.recover import recover_all
@@ -30,39 +31,46 @@ from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.lock import lock
 
 _DYING: Final = 5.0  # seconds
+_LOOK: Final = 1.0  # seconds between two looks whether all is in its place
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Answers:
     """See `api.Answers`."""
 
-    def __init__(self, branches: Branches, commits: Commits) -> None:
+    def __init__(self, branches: Branches, commits: Commits, tell: Tell) -> None:
         self._branches = branches
         self._commits = commits
+        self._tell = tell
 
     def names(self, kind: Kind, above: str) -> list[str]:
         """By kind."""
-        if kind is Kind.BRANCHES:
-            return self._branches.names()
-        return self._commits.names(kind, above)
+        with as_errno(self._tell):
+            if kind is Kind.BRANCHES:
+                return self._branches.names()
+            return self._commits.names(kind, above)
 
     def tree(self, kind: Kind, name: str) -> Tree:
         """By kind."""
-        if kind is Kind.BRANCHES:
-            return self._branches.tree(name)
-        return self._commits.tree(kind, name)
+        with as_errno(self._tell):
+            if kind is Kind.BRANCHES:
+                return self._branches.tree(name)
+            return self._commits.tree(kind, name)
 
     def make(self, name: str) -> Tree:
         """A new branch."""
-        return self._branches.make(name)
+        with as_errno(self._tell):
+            return self._branches.make(name)
 
     def remove(self, name: str) -> None:
         """One without work."""
-        self._branches.remove(name)
+        with as_errno(self._tell):
+            self._branches.remove(name)
 
     def touched(self, name: str) -> None:
         """A write."""
-        self._branches.touched(name)
+        with as_errno(self._tell):
+            self._branches.touched(name)
 
 
 class Daemon:
@@ -75,10 +83,13 @@ class Daemon:
         self._tell = scene.tell
         self._began = time.time()
         self._is_over = False
-        self._branches = Branches(scene, options)
-        self._commits = Commits(scene)
-        self._answers = _Answers(self._branches, self._commits)
+        self._is_unmounted = False
+        self._freezer = Freezer(scene)
+        self._branches = Branches(scene, options, self._freezer)
+        self._commits = Commits(scene, self._freezer)
+        self._answers = _Answers(self._branches, self._commits, scene.tell)
         self._served: Served | None = None
+        self._stands = Stand(scene.layout)
 
     def serve(self, ready: Callable[[], object]) -> None:
         """Show the folders until somebody ends it. ready: called once they are there.
@@ -87,6 +98,8 @@ class Daemon:
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         signals = syscalls.signalfd(_ENDING)
+        if not _clear(self._mountpoint):  # by a daemon of another repository that was here before
+            unmount(self._mountpoint)
         self._served = start(self._mountpoint)
         self._branches.let_go = self._commits.let_go = self._let_go
         door = control.listen(self._layout.folders, "control")
@@ -105,7 +118,13 @@ class Daemon:
         for fd in (signals, door, self._served.end.fileno()):
             waiting.register(fd, select.POLLIN)
         while not self._is_over:
-            seconds = self._branches.tick()
+            if not self._stands.is_there():
+                self._tell(f"the repository is not in {self._layout.root} any more")
+                return
+            keep_link(self._place, self._mountpoint)
+            if self._freezer.has_news():
+                self._served.end.ask_again()
+            seconds = min(self._branches.tick(), self._freezer.patience, _LOOK)
             waits = self._served.end.has_waiting
             ready = {fd for fd, _ in waiting.poll(0 if waits else seconds * 1000 + 1)}
             if signals in ready:
@@ -114,6 +133,7 @@ class Daemon:
                 answer()
             if not self._is_over and (waits or self._served.end.fileno() in ready) and not self._hear():
                 self._tell(f"{self._place} was unmounted")
+                self._is_unmounted = True
                 return
 
     def _hear(self) -> bool:
@@ -127,13 +147,24 @@ class Daemon:
         operation = request["op"]
         if operation == "status":
             told = {"pid": os.getpid(), "place": self._place, "since": self._began}
-            return {**told, "branches": self._branches.shown}, ()
+            told["mountpoint"] = self._mountpoint
+            return {**told, "branches": self._branches.shown, "troubles": self._branches.troubles()}, ()
+        if operation == "save":
+            self._save()
+            return {"troubles": self._branches.troubles()}, ()
         if operation == "let go":
             return self._give_back(str(request["id"])), ()
         if operation == "stop":
             self._is_over = True
             return {"place": self._place, "failed": self._shut()}, ()
         return {"error": f"unknown request {operation!a}"}, ()
+
+    def _save(self) -> None:
+        """Take the snapshots of all that is written."""
+        if self._served is not None:
+            self._served.end.hear()
+            self._hear()
+        self._branches.save()
 
     def _give_back(self, workspace_id: str) -> dict[str, Any]:
         try:
@@ -149,23 +180,30 @@ class Daemon:
         """Unmount, then take the last snapshots: nobody can write any more. Branches whose failed."""
         served, self._served = self._served, None
         if served is not None:
-            stop(served)
-            drop_link(self._place, self._mountpoint)
+            if not self._is_unmounted:  # else another may be mounted there by now
+                stop(served)
+            if self._stands.is_there():  # else it may be another's
+                drop_link(self._place, self._mountpoint)
             while served.end.serve(self._answers):
                 pass
         self._commits.close_all()
         return self._branches.close_all()
 
 
-def _clear(former: str) -> None:
-    """Take the mount of a killed daemon away; its file system's process may be dying only now."""
+def _clear(mountpoint: str) -> bool:
+    """Take the mount of a killed daemon away; its file system's process may be dying only now.
+
+    False where a living one has it.
+    """
     end = time.monotonic() + _DYING
     while True:
         try:
-            return clear_stale(os.path.realpath(former))
-        except HostError:  # or it is that of another repository now
+            clear_stale(mountpoint)
+        except HostError:
             if time.monotonic() > end:
-                return None
+                return False
+        else:
+            return True
         time.sleep(0.05)
 
 
@@ -181,5 +219,5 @@ def claim_folders(repository: Repository, layout: Layout, tell: Tell) -> None:
         raise open_already(layout) from err
     former = layout.shown_in()
     if former is not None:
-        _clear(former)
+        _clear(os.path.realpath(former))  # or it is that of another repository now
     recover_all(repository, layout, tell)

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from overlayrun.kernel import fuse, namespaces
 
@@ -28,6 +28,16 @@ _SECOND: Final = 10**9
 _IS_ROOT: Final = os.geteuid() == 0
 
 
+class Request(NamedTuple):
+    """What the kernel asks. caller: thread that waits for it, 0 if unknown. body: until the next one."""
+
+    opcode: int
+    unique: int
+    node: int
+    caller: int
+    body: memoryview
+
+
 class Device:
     """A mounted file system's end in this process. can_map: whether direct I/O leaves mmap possible."""
 
@@ -37,8 +47,8 @@ class Device:
         self._buffer = bytearray(_MOST + 4096)
         self._view = memoryview(self._buffer)
 
-    def read(self) -> tuple[int, int, int, memoryview] | None:
-        """(opcode, unique, nodeid, body) of the next request, until the next call; None at the unmount."""
+    def read(self) -> Request | None:
+        """The next request, until the next call; None at the unmount."""
         while True:
             try:
                 length = os.readv(self.fd, [self._buffer])
@@ -48,15 +58,15 @@ class Device:
                 if err.errno not in (errno.ENOENT, errno.EAGAIN):  # a request that was taken back
                     raise
             else:
-                _, opcode, unique, node, *_ = fuse.IN_HEADER.unpack_from(self._buffer)
-                return opcode, unique, node, self._view[fuse.IN_HEADER.size : length]
+                _, opcode, unique, node, _, _, caller, *_ = fuse.IN_HEADER.unpack_from(self._buffer)
+                return Request(opcode, unique, node, caller, self._view[fuse.IN_HEADER.size : length])
 
     def begin(self) -> None:
         """Agree with the kernel on the protocol: its first request."""
         request = self.read()
-        if request is None or request[0] != fuse.INIT:
+        if request is None or request.opcode != fuse.INIT:
             raise OSError(errno.EPROTO, "the kernel's first request is not INIT")
-        _, unique, _, body = request
+        body = request.body
         _, minor, readahead, offered = fuse.INIT_IN.unpack_from(body)
         more = 0
         if offered & fuse.INIT_EXT:
@@ -75,7 +85,7 @@ class Device:
             pages,
             0,
         )
-        self.answer(unique, fuse.INIT_OUT.pack(*agreed, more))
+        self.answer(request.unique, fuse.INIT_OUT.pack(*agreed, more))
 
     def answer(self, unique: int, body: bytes | bytearray = b"") -> None:
         """Answer a request."""

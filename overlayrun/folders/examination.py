@@ -29,6 +29,9 @@ def examine_folders(layout: Layout | None) -> Iterator[Finding]:
 
 def _standing(layout: Layout) -> Finding:
     told, shown = status_of(layout), layout.shown_in()
+    if told is not None and told["troubles"]:
+        found = printable(told["troubles"][0])
+        return Finding("folders", State.LIMITED, found, _WHY, "make room, then: overlayrun ls")
     if told is not None:
         return Finding(
             "folders", State.OK, f"open in {printable(told['place'])}, process {told['pid']}", _WHY

@@ -10,19 +10,26 @@ from __future__ import annotations
 import errno
 import queue
 import resource
+import subprocess
 import threading
 import time
+import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from overlayrun.folders.api import Answers, Kind
-from overlayrun.folders.device import Device, Looks
-from overlayrun.folders.nodes import FIRST_NODE, Nodes, Shown, Unbound
+from overlayrun.folders.device import Device, Looks, Request
+from overlayrun.folders.moves import Pending
+from overlayrun.folders.nodes import FIRST_NODE, Moving, Nodes, Shown, Unbound
 from overlayrun.folders.requests import Answer, Requests
 from overlayrun.folders.top import Top
+from overlayrun.folders.waiting import Waiting
 from overlayrun.kernel import fuse
 
 _WAITERS: Final = 16
+_FLUSHERS: Final = 4
 _TELL_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 2.0
 _UNANSWERED: Final = (fuse.FORGET, fuse.BATCH_FORGET, fuse.INTERRUPT)
@@ -31,80 +38,132 @@ _UNANSWERED: Final = (fuse.FORGET, fuse.BATCH_FORGET, fuse.INTERRUPT)
 class FileSystem:
     """A mounted tree of folders. fd: /dev/fuse. owner: (uid, gid) of the folders themselves."""
 
-    def __init__(self, fd: int, answers: Answers, owner: tuple[int, int]) -> None:
+    def __init__(self, fd: int, answers: Answers, owner: tuple[int, int], mountpoint: str) -> None:
+        self._mountpoint = mountpoint
         self._device = Device(fd)
         self._answers = answers
         self._lock = threading.Lock()
+        self._moved = threading.Condition(self._lock)
         self._nodes = Nodes(_most_open())
         looks = Looks(owner)
         self._top = Top(self._nodes, answers, self._lock, looks)
         self._requests = Requests(self._nodes, self._device, looks)
+        self._waiting = Waiting(self._device.refuse)
         self._waiters = ThreadPoolExecutor(_WAITERS, "waiter")
+        # Of their own: a save is not to wait until somebody else's large commit is there.
+        self._flushers = ThreadPoolExecutor(_FLUSHERS, "flusher")
+        self._telling: list[Shown] = []
         self._dropped: queue.SimpleQueue[tuple[int, str, list[int]]] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Answer until the file system is unmounted."""
         self._device.begin()
         for work in (self._tell, self._drop):
-            threading.Thread(target=work, daemon=True).start()
+            threading.Thread(target=_repeat, args=(work,), daemon=True).start()
         while (request := self._device.read()) is not None:
-            opcode, unique, number, body = request
-            if opcode in _UNANSWERED:
-                self._forget(opcode, number, body)
-            elif opcode == fuse.DESTROY:
+            if request.opcode == fuse.DESTROY:
                 return
+            if request.opcode in _UNANSWERED:
+                self._note(request)
             else:
-                self._answer(opcode, unique, number, body)
+                self._attempt(request.unique, partial(self._answer, request))
 
-    def _forget(self, opcode: int, number: int, body: memoryview) -> None:
+    def _note(self, request: Request) -> None:
+        if request.opcode == fuse.INTERRUPT:
+            self._waiting.disturb(*fuse.COUNT.unpack_from(request.body))
+            return
         with self._lock:
-            if opcode == fuse.FORGET:
-                self._nodes.forget(number, *fuse.COUNT.unpack_from(body))
-            elif opcode == fuse.BATCH_FORGET:
-                for node, lookups in fuse.FORGET_ONE.iter_unpack(body[8:]):
+            if request.opcode == fuse.FORGET:
+                self._nodes.forget(request.node, *fuse.COUNT.unpack_from(request.body))
+            else:
+                for node, lookups in fuse.FORGET_ONE.iter_unpack(request.body[8:]):
                     self._nodes.forget(node, lookups)
 
-    def _answer(self, opcode: int, unique: int, number: int, body: memoryview) -> None:
+    def _attempt(self, unique: int, work: Callable[[], None]) -> None:
+        """Do what answers a request, or answer it with an errno."""
+        try:
+            work()
+        except OSError as err:
+            self._refuse(unique, err.errno or errno.EIO)
+        except Exception:  # noqa: BLE001  # who asked can't be killed without an answer, and others go on
+            traceback.print_exc()
+            self._refuse(unique, errno.EIO)
+
+    def _refuse(self, unique: int, error: int) -> None:
+        self._waiting.end(unique)
+        self._device.refuse(unique, error)
+
+    def _answer(self, request: Request) -> None:
         try:
             with self._lock:
-                answer = self._call(opcode, number, body)
+                answer = self._call(request)
         except Unbound as err:
-            self._waiters.submit(self._bind_and_answer, err.shown, opcode, unique, number, bytes(body))
-        except OSError as err:
-            self._device.refuse(unique, err.errno or errno.EIO)
-        else:
-            self._send(unique, answer)
+            shown, kept = err.shown, request._replace(body=memoryview(bytes(request.body)))
+            self._wait(self._waiters, request, lambda: self._bind(shown, kept))
+            return
+        if answer is None:
+            return
+        if isinstance(answer, Pending):
+            self._wait(self._waiters, request, lambda: self._move(request.unique, answer))
+            return
+        if not callable(answer):
+            self._device.answer(request.unique, answer)
+            return
+        waiters = self._waiters if request.node < FIRST_NODE else self._flushers
+        self._wait(waiters, request, lambda: self._finish(request.unique, answer))
 
-    def _call(self, opcode: int, number: int, body: memoryview) -> Answer:
-        methods = self._top.methods if number < FIRST_NODE else self._requests.methods
-        method = methods.get(opcode)
+    def _call(self, request: Request) -> Answer | None:
+        """None: a later answer, when its tree is whole again."""
+        methods = self._top.methods if request.node < FIRST_NODE else self._requests.methods
+        method = methods.get(request.opcode)
         if method is None:
             raise OSError(errno.ENOSYS, "no such request")
         self._nodes.trim()
-        return method(number, body)
-
-    def _send(self, unique: int, answer: Answer) -> None:
-        if callable(answer):
-            self._waiters.submit(self._wait_and_answer, unique, answer)
-        else:
-            self._device.answer(unique, answer)
-
-    def _wait_and_answer(self, unique: int, answer: Answer) -> None:
         try:
-            while callable(answer):
-                answer = answer()
-        except OSError as err:
-            self._device.refuse(unique, err.errno or errno.EIO)
-        else:
-            self._device.answer(unique, answer)
+            return method(request.node, request.body)
+        except Moving as err:
+            kept = request._replace(body=memoryview(bytes(request.body)))
+            self._waiting.begin(kept.unique, kept.caller)
+            err.waiting.append(lambda: self._attempt(kept.unique, lambda: self._resume(kept)))
+            return None
 
-    def _bind_and_answer(self, shown: Shown, opcode: int, unique: int, number: int, body: bytes) -> None:
+    def _resume(self, request: Request) -> None:
+        if self._waiting.end(request.unique):
+            self._answer(request)
+
+    def _move(self, unique: int, pending: Pending) -> None:
         try:
-            self._top.bind(shown)
-        except OSError as err:
-            self._device.refuse(unique, err.errno or errno.EIO)
-        else:
-            self._answer(opcode, unique, number, memoryview(body))
+            pending.prepare()
+        finally:
+            with self._moved:
+                # Not for one who was killed: the kernel has forgotten that he wanted to rename.
+                is_wanted = self._waiting.end(unique)
+                numbers, waiting = pending.end(is_wanted=is_wanted)
+                self._moved.notify_all()
+            # They come first: the kernel waits for what they read or write to drop a page.
+            for resume in waiting:
+                resume()
+        for number in numbers:
+            self._device.drop_inode(number)
+        if is_wanted and pending.error:
+            self._device.refuse(unique, pending.error)
+        elif is_wanted:
+            self._device.answer(unique)
+
+    def _wait(self, waiters: ThreadPoolExecutor, request: Request, work: Callable[[], None]) -> None:
+        """Do what answers a request, and may take its time, in another thread."""
+        self._waiting.begin(request.unique, request.caller)
+        waiters.submit(self._attempt, request.unique, work)
+
+    def _bind(self, shown: Shown, request: Request) -> None:
+        self._top.bind(shown)
+        if self._waiting.end(request.unique):
+            self._answer(request)
+
+    def _finish(self, unique: int, answer: Callable[[], bytes]) -> None:
+        given = answer()
+        if self._waiting.end(unique):
+            self._device.answer(unique, given)
 
     def let_go(self, kind: Kind, name: str, unused: float) -> bool:
         """Close all descriptors of a tree; whether it was done. The next use opens it again.
@@ -118,14 +177,20 @@ class FileSystem:
             flusher = threading.Thread(target=self._flush, args=(kind, name), daemon=True)
             flusher.start()
             flusher.join(_FLUSH_SECONDS)
-        with self._lock:
+        with self._moved:
             found = [pair for pair in self._top.shown() if pair[1].kind is kind and pair[1].name == name]
+            if not unused:
+                self._moved.wait_for(lambda: not any(shown.is_moving for _, shown in found))
             for parent, shown in found:
-                is_used = time.monotonic() - shown.used < unused or self._requests.has_open(shown)
+                is_used = (
+                    shown.is_moving
+                    or time.monotonic() - shown.used < unused
+                    or self._requests.has_open(shown)
+                )
                 if unused and shown.is_bound and is_used:
                     return False
                 # Another thread tells the kernel: it may wait there for a request that waits for our caller.
-                self._dropped.put((parent, name.rpartition("/")[2], self._nodes.let_go(shown)))
+                self._dropped.put((parent, f"{kind.value}/{name}", self._nodes.let_go(shown)))
         return True
 
     def _flush(self, kind: Kind, name: str) -> None:
@@ -135,27 +200,56 @@ class FileSystem:
             self._device.drop_inode(number)  # comes back when the pages are written; syncfs(2) does not
 
     def _drop(self) -> None:
-        while True:
-            parent, name, numbers = self._dropped.get()
-            self._device.drop_entry(parent, name)
-            for number in numbers:
-                self._device.drop_inode(number)
+        parent, path, numbers = self._dropped.get()
+        self._device.drop_entry(parent, path.rpartition("/")[2])
+        for number in numbers:
+            self._device.drop_inode(number)
+        if numbers:
+            _look_up(f"{self._mountpoint}/{path}")
 
     def _tell(self) -> None:
-        while True:
-            time.sleep(_TELL_SECONDS)
-            with self._lock:
-                changed = [shown for _, shown in self._top.shown() if shown.changed]
-                for shown in changed:
-                    shown.changed = False
-            for shown in changed:
-                self._told(shown)
+        time.sleep(_TELL_SECONDS)
+        with self._lock:
+            self._telling = self._changed()
+        while self._telling:
+            self._told(self._telling[-1])
+            self._telling.pop()
 
     def _told(self, shown: Shown) -> None:
         try:
             self._answers.touched(shown.name)
-        except OSError:  # it is gone, or who answers is: nothing to tell then
-            pass
+        except OSError as err:  # a full disk, for one; told until there is a snapshot of it, or it is gone
+            shown.changed = err.errno != errno.ENOENT
+
+    def changed(self) -> list[str]:
+        """Branches in which somebody wrote since they were last told, or which are just being told."""
+        with self._lock:
+            return list({shown.name for shown in (*self._telling, *self._changed())})
+
+    def _changed(self) -> list[Shown]:
+        changed = [shown for _, shown in self._top.shown() if shown.changed]
+        for shown in changed:
+            shown.changed = False
+        return changed
+
+
+def _look_up(path: str) -> None:
+    """Let the kernel know a name again, without which a shell's own directory there counts as removed.
+
+    By another process: this one could not be killed while it waits for itself.
+    """
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(["test", "-d", path], stdin=quiet, stdout=quiet, stderr=quiet)
+    threading.Thread(target=process.wait, daemon=True).start()
+
+
+def _repeat(work: Callable[[], None]) -> None:
+    """Do it again and again, whatever goes wrong."""
+    while True:
+        try:
+            work()
+        except Exception:  # noqa: BLE001  # without this thread no write would come into a snapshot
+            traceback.print_exc()
 
 
 def _most_open() -> int:

@@ -7,19 +7,24 @@ come into the branch as an agent's own do, and the agent's own `.git` then moves
 from __future__ import annotations
 
 import os
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from overlayrun.bases.gitdir import write_git_directory
+from overlayrun.bases.stack import BOOT
 from overlayrun.errors import StoreError
-from overlayrun.files import copy_file, read_bytes, remove_tree, write_whole
+from overlayrun.files import copy_file, flush_directory, flush_file, read_bytes, remove_tree, write_whole
 from overlayrun.model import CommitId
 from overlayrun.sandbox.seeds import excluded
 from overlayrun.store.git import GitFailed, git
 from overlayrun.store.refs import branch_ref
 from overlayrun.store.repo import Repo
+from overlayrun.store.torn import put_torn_aside
+from overlayrun.workspace.record import boot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from overlayrun.live import LiveSandbox
     from overlayrun.store.importer import RunInside
@@ -28,6 +33,9 @@ if TYPE_CHECKING:
     from overlayrun.workspace.record import Record
 
 _LINK: Final = "link"
+# What is committed, stashed or staged here is nowhere else for a moment, or for good; git flushes only refs.
+_DURABLE: Final = "[core]\n\tfsync = added\n\tfsyncMethod = batch\n"
+_SAME_OR_NOT: Final = (0, 1)
 _KNOWN: Final = "known"
 _HOOK: Final = "hooks/reference-transaction"
 # A commit made here while a command works in the branch would compete with the command's own.
@@ -47,15 +55,21 @@ def head_of(record: Record) -> CommitId | None:
     return (latest.head if latest else None) or record.base
 
 
-def prepare_folder(repository: Repository, layout: Layout, record: Record, *, live: bool) -> str:
+def prepare_folder(
+    repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None], *, live: bool
+) -> str:
     """Make the git directory, or let it follow the branch; the path of the file that is shown as `.git`.
 
     What was committed here and is not in the branch yet stays; where the branch has gone another way, HEAD
-    follows it, and the old one is kept below refs/kept. live: a command runs in the branch.
+    follows it, and the old one is kept below refs/kept. live: a command runs in the branch. tell: called
+    with a line where a power cut tore the directory, which is made anew then.
     Raises StoreError.
     """
     place = layout.workspace(record.id)
     head = head_of(record)
+    if os.path.isdir(place.folder):
+        _join_objects(place.folder, f"{record.common_dir}/objects")
+        _mend(place, head, tell)
     if not os.path.isdir(place.folder):
         _make(repository, layout, record, head)
     else:
@@ -84,9 +98,82 @@ def _make(repository: Repository, layout: Layout, record: Record, head: CommitId
     for name in ("refs/heads", "hooks"):
         os.makedirs(f"{aside}/{name}")
     copy_file(f"{layout.root}/{record.stack[0]}/git/index", f"{aside}/index")
+    with open(f"{aside}/config", "a", encoding="utf-8") as file:
+        file.write(_DURABLE)
+    write_whole(f"{aside}/{BOOT}", boot_id().encode(), durable=False)
     if head != record.base:
         _read_index(aside, head)
     os.rename(aside, place.folder)
+    _flush_aside(place.folder)
+
+
+def _flush_aside(git_dir: str) -> None:
+    """Bring it to the disk, by a process that nobody waits for: there is no work in it yet.
+
+    What git writes there later, it flushes itself; the index can be made anew.
+    """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if not os.fork():
+                _flush(git_dir)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def _flush(git_dir: str) -> None:
+    for directory, _, names in os.walk(git_dir):
+        for name in names:
+            if name != "index":
+                flush_file(f"{directory}/{name}")
+        flush_directory(directory)
+    flush_directory(os.path.dirname(git_dir))
+
+
+def _join_objects(folder: str, objects: str) -> None:
+    """Have it find the repository's objects, be it that the repository was moved or this was torn."""
+    path, line = f"{folder}/objects/info/alternates", os.fsencode(f"{objects}\n")
+    with suppress(FileNotFoundError):
+        if read_bytes(path) == line:
+            return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_whole(path, line, durable=False, mode=0o644)
+
+
+def _mend(place: WorkspaceLayout, head: CommitId | None, tell: Callable[[str], None]) -> None:
+    """Once after each start of the machine: put a directory aside that a power cut tore."""
+    note, now = f"{place.folder}/{BOOT}", boot_id().encode()
+    with suppress(FileNotFoundError):
+        if read_bytes(note) == now:
+            return
+    put_torn_aside(place.folder, f"{place.kept}/torn")
+    if not _is_sound(place.folder, head):
+        aside = f"{place.kept}/folder-{int(time.time())}"
+        os.makedirs(place.kept, mode=0o700, exist_ok=True)
+        os.rename(place.folder, aside)
+        tell(
+            f"a power cut tore the git directory of a folder: it is made anew, and the old one is in {aside}"
+        )
+        return
+    write_whole(note, now, durable=False)
+
+
+def _is_sound(folder: str, head: CommitId | None) -> bool:
+    """Whether git can read all refs and what they name, and the index, which is made anew where it can't.
+
+    head: for a HEAD whose ref was torn.
+    """
+    ask = run_on_host(folder)
+    if ask(["git", "for-each-ref", "--format=%(objecttype)"], b"")[0]:
+        return False
+    if head and ask(["git", "rev-parse", "-q", "--verify", "HEAD"], b"")[0]:
+        ask(["git", "update-ref", "HEAD", head], b"")
+    if ask(["git", "diff-index", "--cached", "--quiet", "HEAD"], b"")[0] in _SAME_OR_NOT:
+        return True
+    with suppress(FileNotFoundError):
+        os.unlink(f"{folder}/index")
+    return not ask(["git", "read-tree", "HEAD"], b"")[0]
 
 
 def _follow(place: WorkspaceLayout, head: CommitId | None) -> None:

@@ -12,6 +12,7 @@ import errno
 import itertools
 import os
 import stat
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from overlayrun.folders.api import Kind, Tree
@@ -29,6 +30,14 @@ class Unbound(Exception):
     def __init__(self, shown: Shown) -> None:
         super().__init__(shown.name)
         self.shown = shown
+
+
+class Moving(Exception):
+    """A directory of the tree is being moved: put what asks again to `waiting`."""
+
+    def __init__(self, waiting: list[Callable[[], None]]) -> None:
+        super().__init__()
+        self.waiting = waiting
 
 
 class Node:
@@ -76,9 +85,15 @@ class Handle:
 
 
 class Shown:
-    """A tree in its place in the folders; unbound until it is used, and again after it was let go."""
+    """A tree in its place in the folders; unbound until it is used, and again after it was let go.
 
-    __slots__ = ("changed", "key", "kind", "live", "name", "replaced", "root", "used", "writable")
+    waiting: what waits for the end of a `moves.Pending`; None where there is none.
+    """
+
+    __slots__ = (
+        *("changed", "key", "kind", "live", "name", "replaced", "root", "used", "waiting"),
+        "writable",
+    )
 
     def __init__(self, kind: Kind, name: str) -> None:
         self.kind = kind
@@ -89,7 +104,13 @@ class Shown:
         self.changed = False
         self.used = 0.0
         self.replaced: tuple[int, ...] = ()
+        self.waiting: list[Callable[[], None]] | None = None
         self.root = Node(self, None, name, 0, stat.S_IFDIR)
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether one of its directories is being moved."""
+        return self.waiting is not None
 
     @property
     def is_bound(self) -> bool:
@@ -101,7 +122,15 @@ class Shown:
         self.key, self.writable, self.live = tree.key, tree.writable, tree.live
         self.root.fd = tree.fd
         self.replaced = tuple(fd for _, fd in tree.replaced)
-        self.root.given = _nested(tree.replaced)
+        _give(self.root, _nested(tree.replaced))
+
+
+def _give(node: Node, given: Given | int | None) -> None:
+    """Show it in a node's place, and what is below it in the places of nodes that the kernel knows still."""
+    node.given = given
+    for name, what in given.items() if isinstance(given, dict) else ():
+        if name in node.children:
+            _give(node.children[name], what)
 
 
 def _nested(replaced: tuple[tuple[str, int], ...]) -> Given | None:
@@ -243,14 +272,27 @@ class Nodes:
         for node in [*nodes, *[node for node in self._open if node.shown is shown], shown.root]:
             self._close(node)
             node.given = None
-            for handle in node.handles:
-                if handle.fd >= 0:
-                    os.close(handle.fd)
-                    handle.fd = -1
+            _close_handles(node)
         for fd in shown.replaced:
             os.close(fd)
         shown.replaced = ()
         return [node.number for node in nodes]
+
+    def made_anew(self, node: Node, inodes: Mapping[int, int]) -> list[int]:
+        """Directories at and below a node have other inodes now; numbers of all nodes there.
+
+        inodes: their numbers now by those before.
+        """
+        found, below = [], [node]
+        while below:
+            one = below.pop()
+            found.append(one.number)
+            below += one.children.values()
+            if one.kind == stat.S_IFDIR and one.ino in inodes:
+                one.ino = inodes[one.ino]
+                self._close(one)
+                _close_handles(one)
+        return found
 
     def trim(self) -> None:
         """Close directories that were opened longest ago where too many are open."""
@@ -262,6 +304,14 @@ class Nodes:
         if node.fd >= 0:
             os.close(node.fd)
             node.fd = -1
+
+
+def _close_handles(node: Node) -> None:
+    """What is open is opened again when it is next used."""
+    for handle in node.handles:
+        if handle.fd >= 0:
+            os.close(handle.fd)
+            handle.fd = -1
 
 
 def is_same(node: Node, info: os.stat_result) -> bool:

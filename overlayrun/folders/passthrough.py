@@ -3,6 +3,9 @@
 An agent may write in the same tree at the same moment. Whatever it swaps, a call reaches a file of the tree
 or fails: parents are descriptors, the last name is not followed, and what is changed by descriptor was
 compared with its node before. Every method raises OSError with the errno that the caller is to see.
+
+No `.git` shows but the one that is given: of another, git on the host would believe the configuration, and
+run programs that it names, for no more than a `git status` of a repository with a submodule.
 """
 
 from __future__ import annotations
@@ -24,17 +27,21 @@ _ADDED: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _NODES: Final = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK)
 _OWN_XATTRS: Final = "user."
+_GIT: Final = ".git"
 _SECOND: Final = 10**9
 Found = tuple[Node, os.stat_result]
 
 
 def find(nodes: Nodes, parent: Node, name: str) -> Found:
     """Look a name up."""
+    place = nodes.directory(parent)
     given = parent.given.get(name) if isinstance(parent.given, dict) else None
     if isinstance(given, int):
         info = os.fstat(given)
+    elif name == _GIT and given is None:
+        raise FileNotFoundError(errno.ENOENT, "git's own name", name)
     else:
-        info = os.stat(name, dir_fd=nodes.directory(parent), follow_symlinks=False)
+        info = os.stat(name, dir_fd=place, follow_symlinks=False)
     return nodes.known(parent, name, info), info
 
 
@@ -109,6 +116,8 @@ def _place(nodes: Nodes, parent: Node, name: str) -> int:
         raise OSError(errno.EROFS, "read-only", name)
     if isinstance(parent.given, dict) and name in parent.given:
         raise OSError(errno.EBUSY, "shown in another's place", name)
+    if name == _GIT:
+        raise OSError(errno.EPERM, "git's own name", name)
     return place
 
 
@@ -209,7 +218,8 @@ def listing(nodes: Nodes, handle: Handle) -> list[tuple[str, int, int]]:
     given = node.given if isinstance(node.given, dict) else {}
     found = [(".", node.ino or 1, stat.S_IFDIR), ("..", 1, stat.S_IFDIR)]
     with os.scandir(descriptor(nodes, handle)) as entries:
-        found += [(entry.name, entry.inode(), _type(entry)) for entry in entries if entry.name not in given]
+        others = (entry for entry in entries if entry.name not in given and entry.name != _GIT)
+        found += [(entry.name, entry.inode(), _type(entry)) for entry in others]
     for name, what in given.items():
         if isinstance(what, int):
             found.append((name, os.fstat(what).st_ino, stat.S_IFREG))
@@ -260,7 +270,7 @@ def set_attributes(nodes: Nodes, node: Node, handle: Handle | None, wish: Wish) 
     try:
         path = f"/proc/self/fd/{pinned}"
         if wish.size is not None:
-            os.truncate(path if handle is None else descriptor(nodes, handle), wish.size)
+            _truncate(path if handle is None else descriptor(nodes, handle), wish.size)
         if wish.uid != -1 or wish.gid != -1:
             os.chown(path, wish.uid, wish.gid)
         if wish.mode is not None:
@@ -269,6 +279,18 @@ def set_attributes(nodes: Nodes, node: Node, handle: Handle | None, wish: Wish) 
         return os.fstat(pinned)
     finally:
         os.close(pinned)
+
+
+def _truncate(file: str | int, size: int) -> None:
+    """By descriptor: truncate(2) waits 45 seconds for who has a lease on the file, and so would everybody."""
+    if isinstance(file, int):
+        os.ftruncate(file, size)
+        return
+    fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
 
 
 def _set_times(path: str, wish: Wish) -> None:

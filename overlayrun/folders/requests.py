@@ -1,7 +1,8 @@
 """The kernel's requests about files of shown trees: records taken apart, a native call, records put together.
 
 A method takes the node's number and the request's body; it gives the answer's body, or a function that gives
-it and may take its time. It raises OSError, or Unbound where the tree must be opened first.
+it and may take its time, or a rename that is to be prepared. It raises OSError, Unbound where the tree must
+be opened first, or Moving where the request must wait for a rename.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Final
 from overlayrun.folders import passthrough
 from overlayrun.folders.api import Kind
 from overlayrun.folders.device import Device, Entries, Looks, attributes
-from overlayrun.folders.nodes import FIRST_NODE, Handle, Node, Nodes, Shown
+from overlayrun.folders.moves import Pending, may_be_prepared
+from overlayrun.folders.nodes import FIRST_NODE, Handle, Moving, Node, Nodes, Shown
 from overlayrun.kernel import fuse, syscalls
 
-Answer = bytes | bytearray | Callable[[], bytes]
+Answer = bytes | bytearray | Callable[[], bytes] | Pending
 Method = Callable[[int, memoryview], Answer]
 HELD: Final = 3600
 """Seconds for which the kernel may keep what it knows of a tree that is changed through it alone."""
@@ -91,8 +93,7 @@ class Requests:
         if number < FIRST_NODE:
             raise OSError(errno.EXDEV, "not in a tree")
         node = self._nodes[number]
-        node.shown.used = time.monotonic()
-        return node
+        return _unless_moving(node)
 
     def _lookup(self, number: int, body: memoryview) -> Answer:
         parent = self._node(number)
@@ -164,10 +165,15 @@ class Requests:
         parent, flags = fuse.RENAME2_IN.unpack_from(body)
         return self._renamed(number, parent, body[fuse.RENAME2_IN.size :], flags)
 
-    def _renamed(self, old_parent: int, new_parent: int, names: memoryview, flags: int) -> bytes:
+    def _renamed(self, old_parent: int, new_parent: int, names: memoryview, flags: int) -> Answer:
         old, new = (os.fsdecode(name) for name in bytes(names[:-1]).split(b"\0"))
         places = (self._node(old_parent), old), (self._node(new_parent), new)
-        passthrough.rename(self._nodes, *places, flags)
+        try:
+            passthrough.rename(self._nodes, *places, flags)
+        except OSError as err:
+            if err.errno != errno.EXDEV or not may_be_prepared(self._nodes, *places, flags):
+                raise
+            return Pending(self._nodes, *places, flags)
         return b""
 
     def _link(self, number: int, body: memoryview) -> Answer:
@@ -265,6 +271,7 @@ class Requests:
     def _listed(self, body: memoryview, *, with_attributes: bool) -> bytearray:
         fh, offset, size, _ = fuse.READ_IN.unpack_from(body)
         handle = self._handles[fh]
+        _unless_moving(handle.node)
         if not offset or not handle.listing:
             handle.listing = passthrough.listing(self._nodes, handle)
         entries = Entries(size, with_attributes=with_attributes)
@@ -311,6 +318,14 @@ class Requests:
     def _removexattr(self, number: int, body: memoryview) -> Answer:
         passthrough.setxattr(self._nodes, self._node(number), _name(body), None)
         return b""
+
+
+def _unless_moving(node: Node) -> Node:
+    """A node that is used now."""
+    if node.shown.waiting is not None:
+        raise Moving(node.shown.waiting)
+    node.shown.used = time.monotonic()
+    return node
 
 
 def _name(body: memoryview, offset: int = 0) -> str:

@@ -7,10 +7,12 @@ asks us first to let go (`workspace.lock`).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +20,15 @@ from overlayrun.bases.gitdir import is_touched
 from overlayrun.capture import capture
 from overlayrun.control import ask
 from overlayrun.durable import sync_in_background
-from overlayrun.errors import HostError, OverlayrunError, StoreError, WorkspaceError
+from overlayrun.errors import (
+    HostError,
+    OverlayrunError,
+    StoreError,
+    UsageError,
+    WorkspaceBroken,
+    WorkspaceBusy,
+    WorkspaceError,
+)
 from overlayrun.files import remove_tree
 from overlayrun.folders.api import Tree
 from overlayrun.folders.gitdir import git_stamp, hand_over, head_of, note_known, prepare_folder
@@ -27,6 +37,7 @@ from overlayrun.idle import idle_sandbox
 from overlayrun.model import CommitId, SnapshotReason
 from overlayrun.prepare import open_known
 from overlayrun.recover import recover
+from overlayrun.sandbox.aside import finish
 from overlayrun.snapshot import LeftOutReason, Snapshot
 from overlayrun.store.location import find_repository
 from overlayrun.workspace.layout import Layout, WorkspaceLayout
@@ -48,6 +59,32 @@ class Scene:
     tell: Tell
 
 
+@contextmanager
+def as_errno(tell: Tell) -> Iterator[None]:
+    """What went wrong as a number for who uses the folder; the words go to the log."""
+    try:
+        yield
+    except OverlayrunError as err:
+        tell(words_of(err) + (f"; {err.hint}" if err.hint else ""))
+        raise OSError(_errno_of(err), err.brief) from err
+
+
+def _errno_of(err: OverlayrunError) -> int:
+    if isinstance(err, WorkspaceBusy):
+        return errno.EBUSY
+    if isinstance(err.__cause__, OSError) and err.__cause__.errno:
+        return err.__cause__.errno
+    return errno.EINVAL if isinstance(err, UsageError) else errno.EIO
+
+
+def words_of(err: OverlayrunError | OSError) -> str:
+    """What went wrong, with its cause."""
+    if isinstance(err, OSError):
+        return str(err)
+    cause = err.__cause__.strerror if isinstance(err.__cause__, OSError) else None
+    return ": ".join(filter(None, (err.brief, err.details or cause)))
+
+
 @dataclass(slots=True)
 class Shown:
     """A branch that is shown. lock: of the folder, -1 for the tree of a run. link: file shown as `.git`.
@@ -55,7 +92,8 @@ class Shown:
     before: the record's last run as it was; run: its number, told apart from the next one. head: the commit
     that the branch's own git stood on. stamp: of the folder's git. written: whether somebody wrote. first,
     due: monotonic times of the first write that no snapshot has, and of the next snapshot; used: of the last
-    use.
+    use. trouble: why the last snapshot failed. waits: some files of it are taken only when the tree is given
+    back, because a filter of the user's is to run on them in the sandbox.
     """
 
     record: Record
@@ -71,6 +109,8 @@ class Shown:
     first: float | None = None
     due: float | None = None
     used: float = 0.0
+    trouble: str = ""
+    waits: bool = False
 
     @property
     def is_live(self) -> bool:
@@ -109,24 +149,28 @@ def open_own(scene: Scene, record: Record) -> Shown:
         recover(repository, scene.layout, prepared.record, scene.tell)
         return show(scene, prepared.record)
     finally:
-        os.close(prepared.lock)
+        unlock(prepared.lock)
 
 
 def show(scene: Scene, record: Record) -> Shown:
     """Mount the tree of a workspace whose lock the caller holds, and note that it is open. Raises OSError."""
     repository, place = find_repository(scene.root), scene.layout.workspace(record.id)
-    link = prepare_folder(repository, scene.layout, record, live=False)
+    link = prepare_folder(repository, scene.layout, record, scene.tell, live=False)
     held = lock(place.folder_lock)
     shown_here.add(place.root)
     before = record.last_run
     record.last_run = Run(before.number + 1 if before else 1, [COMMAND], boot_id(), time.time())
     record.last_run.folder = True
     try:
-        record.save(place.record, durable=False)
-        fd = own_tree(repository, scene.layout, record)
-    except OSError:
-        record.last_run = before
-        record.save(place.record, durable=False)
+        # On the disk before the first write, which a power cut tears; of a new one no mark says it is whole.
+        record.save(place.record, durable=before is not None)
+        try:
+            fd = own_tree(repository, scene.layout, record)
+        except BaseException:
+            record.last_run = before
+            record.save(place.record, durable=False)
+            raise
+    except BaseException:
         _release(place, held)
         raise
     one = Shown(record, place, fd, held, link, record.last_run.number, before)
@@ -147,7 +191,7 @@ def open_live(scene: Scene, record: Record) -> Shown:
             os.close(namespace)
     record = Record.load(place.record)
     number = record.last_run.number if record.last_run else 0
-    link = prepare_folder(find_repository(scene.root), scene.layout, record, live=True)
+    link = prepare_folder(find_repository(scene.root), scene.layout, record, scene.tell, live=True)
     one = Shown(record, place, fd, -1, link, number)
     one.stamp = git_stamp(place)
     return one
@@ -156,6 +200,7 @@ def open_live(scene: Scene, record: Record) -> Shown:
 def take(scene: Scene, one: Shown) -> Snapshot:
     """A snapshot of a tree of ours. Raises OverlayrunError."""
     taken = capture(scene.layout, one.record, SnapshotReason.INTERVAL, None, None)
+    one.waits = any(item.reason is LeftOutReason.FILTER for item in taken.left_out)
     for note in taken.notes:
         scene.tell(f"branch {one.record.branch}: {note}")
     return taken
@@ -166,24 +211,37 @@ def give_back(scene: Scene, one: Shown) -> None:
 
     Raises OverlayrunError or OSError where that fails; the record then says that a snapshot is missing.
     """
-    os.close(one.fd)
-    if one.is_live:
-        return
     try:
-        if os.path.isdir(one.place.root):
+        if not one.is_live:
             _end(scene, one)
     finally:
-        remove_tree(one.place.work)
-        _release(one.place, one.lock)
+        os.close(one.fd)
+        if not one.is_live:
+            _release(one.place, one.lock)
+
+
+def unlock(held: int) -> None:
+    """Let go of a lock for everybody: a child that has just been forked may hold it open still."""
+    fcntl.flock(held, fcntl.LOCK_UN)
+    os.close(held)
 
 
 def _release(place: WorkspaceLayout, held: int) -> None:
-    fcntl.flock(held, fcntl.LOCK_UN)  # a child that has just been forked may hold it open still
-    os.close(held)
+    unlock(held)
     shown_here.discard(place.root)
 
 
 def _end(scene: Scene, one: Shown) -> None:
+    try:
+        if not os.path.isdir(one.place.root):
+            raise WorkspaceBroken(f"there is no {one.place.root} any more")
+        finish([f"/proc/self/fd/{one.fd}"])  # what a killed file system was moving
+        _settle(scene, one)
+    finally:
+        remove_tree(one.place.work)
+
+
+def _settle(scene: Scene, one: Shown) -> None:
     """The record becomes that of a run that is over; as before it where nobody wrote."""
     record = one.record
     taken = _last(scene, one)
@@ -192,8 +250,7 @@ def _end(scene: Scene, one: Shown) -> None:
         record.save(one.place.record, durable=False)
         return
     head = head_of(record)
-    left = any(item.reason is LeftOutReason.FILTER for item in taken.left_out)
-    if left or head != one.head:
+    if one.waits or head != one.head:
         _end_inside(scene, one, head)
     note_known(one.place, head)
     assert record.last_run is not None

@@ -79,6 +79,9 @@ class Top:
             fuse.RELEASEDIR: self._releasedir,
             fuse.FSYNCDIR: lambda number, body: b"",
             fuse.STATFS: lambda number, body: _STATFS,
+            # ENOSYS would tell the kernel that the trees' files have no attributes either.
+            fuse.GETXATTR: self._getxattr,
+            fuse.LISTXATTR: self._listxattr,
             **dict.fromkeys(_CHANGING, self._refuse),
         }
 
@@ -214,6 +217,12 @@ class Top:
     def _refuse(self, number: int, _: memoryview) -> Answer:
         writable = self._folders[number].kind in (None, Kind.BRANCHES) if number in self._folders else True
         raise OSError(errno.EPERM if writable else errno.EROFS, "not in this folder")
+
+    def _getxattr(self, _: int, __: memoryview) -> Answer:
+        raise OSError(errno.ENODATA, "no attributes in the folders")
+
+    def _listxattr(self, _: int, body: memoryview) -> Answer:
+        return b"" if fuse.GETXATTR_IN.unpack_from(body)[0] else fuse.GETXATTR_IN.pack(0, 0)
 
     def _opendir(self, number: int, _: memoryview) -> Answer:
         folder = self._folders[number]

@@ -10,21 +10,18 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from overlayrun.errors import MountError, OverlayrunError
 from overlayrun.files import remove_tree
 from overlayrun.kernel import abi, namespaces, syscalls
 from overlayrun.layers.marks import write_whiteout
-from overlayrun.sandbox import mounts
+from overlayrun.sandbox import aside, mounts
 from overlayrun.sandbox.plan import Overlay, tree_plan
 from overlayrun.store.location import Repository
 from overlayrun.view import view_of
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
-
-if TYPE_CHECKING:
-    from overlayrun.sandbox.plan import Layer
 
 _LONGEST: Final = 4096
 _TREE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -39,17 +36,15 @@ def own_tree(repository: Repository, layout: Layout, record: Record) -> int:
     if record.is_whole:
         return os.open(place.upper, _TREE)
     plan = tree_plan(view_of(repository, layout, record), frozenset())
-    layers = [layer for layer in plan if _is_shown(layer, record)]
+    not_shown = f"{record.root}/.git"
+    layers = [layer for layer in plan if isinstance(layer, Overlay) and layer.target != not_shown]
 
     def work() -> int:
         mounts.apply(layers)
+        aside.finish([layer.target for layer in layers if os.path.lexists(f"{layer.target}/{aside.ASIDE}")])
         return syscalls.open_tree(record.root, abi.OPEN_TREE_CLONE | abi.AT_RECURSIVE)
 
     return _from_child(work, private=True)
-
-
-def _is_shown(layer: Layer, record: Record) -> bool:
-    return isinstance(layer, Overlay) and layer.target != f"{record.root}/.git"
 
 
 def live_tree(joined: Sequence[int], root: str) -> int:
@@ -57,7 +52,11 @@ def live_tree(joined: Sequence[int], root: str) -> int:
 
     def work() -> int:
         namespaces.join(list(joined[:2]))
-        return os.open(root, _TREE)
+        found = os.open(root, _TREE)
+        # In a HOME of its own the command can rename a directory above, and have another in its place.
+        if syscalls.statx(found)[0] == syscalls.statx(os.open("..", _TREE, dir_fd=found))[0]:
+            raise OSError(errno.ESTALE, "the command moved its tree away")
+        return found
 
     return _from_child(work, private=False)
 

@@ -6,6 +6,7 @@ import os
 
 from overlayrun.errors import UsageError, WorkspaceBroken
 from overlayrun.files import write_whole
+from overlayrun.kernel.remote import silent_mounts
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
 
@@ -78,19 +79,31 @@ def _catalogue_path() -> str:
 
 def repositories() -> list[str]:
     """State directories of this user's repositories that still exist, oldest first."""
+    return survey()[0]
+
+
+def survey() -> tuple[list[str], dict[str, str]]:
+    """`repositories()`, and those whose file system does not answer: path to its mountpoint."""
+    known = _known()
+    silent = silent_mounts(known)
+    return [path for path in known if path not in silent and os.path.isdir(path)], silent
+
+
+def _known() -> list[str]:
     try:
         with open(_catalogue_path(), "rb") as file:
             lines = [os.fsdecode(line) for line in file.read().split(b"\0") if line]
     except (FileNotFoundError, PermissionError):  # the latter in a HOME of somebody else's
         return []
-    return [path for path in dict.fromkeys(lines) if os.path.isdir(path)]
+    return [*dict.fromkeys(lines)]
 
 
 def remember_repository(layout: Layout) -> None:
     """Enter a state directory into the user's catalogue; an unwritable HOME is no reason to stop."""
-    known = repositories()
-    if layout.root in known:
+    if layout.root in _known():
         return
+    there, silent = survey()
+    known = [*there, *silent]
     path = _catalogue_path()
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)

@@ -56,6 +56,16 @@ class Layout:
         return f"{self.root}/backend"
 
     @property
+    def boot(self) -> str:
+        """File that says in which boot of the machine git's store was looked at for what a power cut tore."""
+        return f"{self.root}/boot"
+
+    @property
+    def torn(self) -> str:
+        """Git objects that a power cut tore."""
+        return f"{self.root}/torn"
+
+    @property
     def checks(self) -> str:
         """Logs and results of checks and resolvers, one directory a question."""
         return f"{self.root}/checks"
@@ -116,6 +126,16 @@ class WorkspaceLayout:
     def claim(self) -> str:
         """File with the branch's name, while a workspace is made whose record is not written yet."""
         return f"{self.root}/claim"
+
+    @property
+    def unfinished(self) -> str:
+        """Mark of a whole tree in which nothing ran yet: it is no work, where there is no record."""
+        return f"{self.root}/unfinished"
+
+    @property
+    def absorbing(self) -> str:
+        """While a merge changes the files: the number of the snapshot that holds them as they were."""
+        return f"{self.root}/absorbing"
 
     @property
     def throwaway(self) -> str:

@@ -78,8 +78,37 @@ def is_locked(path: str) -> bool:
     return False
 
 
-def share(path: str) -> int:
-    """Hold a lock together with others, waiting for one who has it alone; returns its descriptor."""
+def share(path: str, *, waits: bool = True) -> int:
+    """Hold a lock together with others; returns its descriptor.
+
+    waits: for one who has it alone; else BlockingIOError is raised.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH if waits else fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def hold(directory: str) -> int:
+    """Keep a directory from `gc`; ends with the descriptor that is returned, or with its process."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(fd, fcntl.LOCK_SH)
     return fd
+
+
+def is_held(path: str) -> bool:
+    """Whether somebody holds a directory."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # nobody could
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -146,13 +146,21 @@ class Record:
         return self.agent_state == "private" and self.profile not in (None, "none")
 
     def save(self, path: str, *, durable: bool = True) -> None:
-        """Write the record whole."""
+        """Write the record whole.
+
+        durable: False leaves the flush to the caller, but for the first: without one, nobody would find the
+        work. Until then the last that was flushed is kept beside it: a power cut may leave an empty file in
+        the place of a record that was whole.
+        """
         import json  # 4 ms that a throwaway saves: it has a mark instead of a record
 
         data = {name: getattr(self, name) for name in self.__slots__}
         data["last_run"] = self.last_run and self.last_run.to_json()
         # surrogateescape bytes of odd paths travel as \udcXX escapes
+        durable = durable or not _keep_flushed(path)
         write_whole(path, json.dumps({"version": VERSION, **data}).encode(), durable=durable)
+        if durable:
+            forget_flushed(path)
 
     @classmethod
     def load(cls, path: str) -> Self:
@@ -160,7 +168,7 @@ class Record:
         import json
 
         try:
-            data = json.loads(read_bytes(path))
+            data = json.loads(read_bytes(path) or read_bytes(_flushed(path)))
             if data.pop("version") != VERSION:
                 raise WorkspaceBroken(
                     f"{path} was written by a newer overlayrun", hint="update overlayrun, then try again"
@@ -175,6 +183,29 @@ class Record:
                 f"the record can't be read: {path}: {err}", hint="overlayrun doctor shows what can be saved"
             ) from err
         return record
+
+
+def _flushed(path: str) -> str:
+    return f"{path}.flushed"
+
+
+def _keep_flushed(path: str) -> bool:
+    """Whether there is one, kept now or before."""
+    try:
+        os.link(path, _flushed(path))
+    except FileExistsError:
+        return True
+    except OSError:  # there is none yet, or this disk has no links
+        return False
+    return True
+
+
+def forget_flushed(path: str) -> None:
+    """Remove what was kept beside a record that is on the disk now."""
+    try:
+        os.unlink(_flushed(path))
+    except FileNotFoundError:
+        pass
 
 
 def boot_id() -> str:

@@ -45,6 +45,8 @@ class Directories:
     def make(self, name: str) -> Tree:
         if name == "refused":
             raise OSError(errno.EINVAL, "no name")
+        if name == "broken":
+            raise LookupError("a bug")
         (self.store / "branches" / name).mkdir()
         (self.store / "branches" / name / "file").write_text("from the base\n")
         return self.tree(Kind.BRANCHES, name)

@@ -10,13 +10,20 @@ from pathlib import Path
 class Folders:
     """Folders that are mounted at `mount`; what is in `store` is in them (tests/folders/served.py)."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, *around: str) -> None:
+        """around: a command that is to run the process."""
         self.store = place / "store"
         self.mount = place / "mount"
         for folder in ("branches", "commits", "snapshots"):
             (self.store / folder).mkdir(parents=True, exist_ok=True)
         self.mount.mkdir(exist_ok=True)
-        argv = [sys.executable, str(Path(__file__).with_name("served.py")), str(self.store), str(self.mount)]
+        argv = [
+            *around,
+            sys.executable,
+            str(Path(__file__).with_name("served.py")),
+            str(self.store),
+            str(self.mount),
+        ]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = int(self.read().split()[1])
 

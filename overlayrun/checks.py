@@ -128,7 +128,7 @@ DISK_CHECKS: Final = (
     Check("lock", "file locks", "one run a workspace", refusals.disk),
     *(
         [
-            Check(
+            _of_overlay(
                 "id_map",
                 "id-mapped mounts",
                 "run by root, the command is nobody, and root's files are its own",

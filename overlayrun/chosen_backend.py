@@ -6,7 +6,10 @@ import os
 
 from overlayrun.backends.api import Place, is_overlay_known
 from overlayrun.errors import UsageError
-from overlayrun.model import BackendKind, CarryPolicy, HomePolicy
+from overlayrun.giving import can_map
+from overlayrun.kernel import namespaces
+from overlayrun.model import AgentState, BackendKind, CarryPolicy, HomePolicy
+from overlayrun.view import home_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +35,27 @@ def refuse_other_backend(options: RunOptions, record: Record) -> None:
 
 
 def choose_backend(layout: Layout, options: RunOptions, record: Record) -> list[str]:
-    """Let the record name its backend; what is to be said of it. Raises UsageError."""
+    """Let the record name its backend, and a HOME that it can show; what is to be said. Raises UsageError."""
+    return [*_choose(layout, options, record), *_choose_home(options, record)]
+
+
+def _choose_home(options: RunOptions, record: Record) -> list[str]:
+    """Leave root's HOME out where its files can't be shown as nobody's, who root's command is."""
+    shares_state = record.agent_state == AgentState.SHARED.value and record.profile not in (None, "none")
+    is_view = record.home != HomePolicy.PRIVATE.value
+    if not (is_view or shares_state) or record.root_uid or not namespaces.is_root_of_host():
+        return []
+    if can_map(home_directory()):
+        return []
+    if shares_state and "agent_state" not in options.asked:
+        record.agent_state = AgentState.PRIVATE.value
+    if not is_view or "home" in options.asked:  # then the run says why it can't be
+        return []
+    record.home = HomePolicy.PRIVATE.value
+    return ["HOME is private: its disk has no id-mapped mounts, and root's command is nobody"]
+
+
+def _choose(layout: Layout, options: RunOptions, record: Record) -> list[str]:
     if options.backend is BackendKind.OVERLAY:
         return []  # where it can't work, the run itself says best why
     if options.backend is BackendKind.AUTO and is_overlay_known(layout):
@@ -55,7 +78,8 @@ def choose_backend(layout: Layout, options: RunOptions, record: Record) -> list[
 def make_whole(layout: Layout, record: Record, mode: int, tell: Callable[[str], None]) -> None:
     """Make the tree of a workspace that holds the whole; it has its name when it is complete.
 
-    mode: of the root directory. tell: called with a line before anything slow.
+    It is marked as unfinished until the record is written: `mark_finished`. mode: of the root directory.
+    tell: called with a line before anything slow.
     """
     from overlayrun.backends.registry import make_tree
 
@@ -63,9 +87,19 @@ def make_whole(layout: Layout, record: Record, mode: int, tell: Callable[[str], 
     if record.backend != BackendKind.BTRFS.value and count >= _MANY:
         tell(f"copying {count} files")
     place = layout.workspace(record.id)
+    os.close(os.open(place.unfinished, os.O_CREAT | os.O_CLOEXEC, 0o600))
     made = Place(f"{place.root}/making", place.whole)
     make_tree(layout, record, place.dirty, mode, made)
     os.rename(made.tree, place.upper)
+
+
+def mark_finished(layout: Layout, record: Record) -> None:
+    """From now on its tree may hold work: a command is to run there."""
+    if record.is_whole:
+        try:
+            os.unlink(layout.workspace(record.id).unfinished)
+        except FileNotFoundError:
+            pass
 
 
 def _count(index: str) -> int:

@@ -17,7 +17,7 @@ from overlayrun.store.refs import branch_ref
 from overlayrun.store.repo import Repo
 from overlayrun.workspace.catalogue import records
 from overlayrun.workspace.layout import Layout
-from overlayrun.workspace.lock import is_locked, lock
+from overlayrun.workspace.lock import is_held, is_locked, lock
 from overlayrun.workspace.record import Record
 
 DAY: Final = 86_400.0
@@ -110,7 +110,7 @@ def _layers(layout: Layout, known: list[Record]) -> Iterator[tuple[float, Garbag
             name = f"{kind}/{entry.name}"
             tree = entry.name.rpartition("-")[2]
             stood_on = name in needed or (kind in ("bases", "layers") and tree in below)
-            if entry.name.startswith(".") or not entry.is_dir() or stood_on:
+            if entry.name.startswith(".") or not entry.is_dir() or stood_on or is_held(entry.path):
                 continue
             yield (
                 entry.stat().st_mtime,
@@ -138,27 +138,33 @@ def _is_home(record: Record) -> bool:
 
 def collect(layout: Layout, items: list[Garbage]) -> int:
     """Remove what `garbage` found, less what somebody has begun to use since; bytes that came free."""
-    freed = 0
+    # Not under the lock: who shows one as a folder lets it go first, and may be waiting for that lock.
+    freed = sum(item.size for item in items if item.record is not None and _drop(layout, item.record))
     alone = lock(layout.lock)
     try:
         needed = {layer for record in records(layout) for layer in (*record.stack, *record.carried_layers)}
         for item in items:
-            if os.path.relpath(item.path, layout.root) in needed:
+            if item.record is not None or os.path.relpath(item.path, layout.root) in needed:
                 continue
-            if item.record is not None and not _drop(layout, item.record):
-                continue
-            remove_tree(item.path)
-            freed += item.size
+            if not is_held(item.path):
+                remove_tree(item.path)
+                freed += item.size
     finally:
         os.close(alone)
     return freed
 
 
-def _drop(layout: Layout, record: Record) -> bool:
+def _drop(layout: Layout, known: Record) -> bool:
+    place = layout.workspace(known.id)
     try:
-        held = lock(layout.workspace(record.id).lock)
+        held = lock(place.lock)
     except (WorkspaceBusy, FileNotFoundError):
         return False
-    drop(layout, record, branch=False)
-    os.close(held)
+    try:
+        record = Record.load(place.record)  # as it was let go
+        if record.is_open or not _is_home(record):
+            return False
+        drop(layout, record, branch=False)
+    finally:
+        os.close(held)
     return True

@@ -18,7 +18,7 @@ from typing import Final
 from overlayrun.backends.registry import BACKENDS, try_all
 from overlayrun.checks import DISK_CHECKS, KERNEL_CHECKS, Check, Finding, State, judge
 from overlayrun.errors import OverlayrunError
-from overlayrun.files import remove_tree
+from overlayrun.files import remove_tree, write_whole
 from overlayrun.kernel.probe import Capabilities, file_system_of
 from overlayrun.leftovers import leftovers
 from overlayrun.refusals import ELSEWHERE, is_older
@@ -34,6 +34,7 @@ _LEAST: Final = (16 * _MIB, 200)  # bytes and inodes without which no run can be
 _PLENTY: Final = (1024 * _MIB, 20_000)
 _MAKE_ROOM: Final = "make room: overlayrun gc; overlayrun rm BRANCH"
 _SKEW: Final = 2.0  # seconds
+_TRIED: Final = 1 << 18  # bytes: more than all that is tried out writes
 _FIRST_DATE: Final = 1_700_000_000  # seconds since the epoch; a clock before it was never set
 
 
@@ -97,6 +98,12 @@ def _required(
         yield from lacking(DISK_CHECKS)
 
 
+def _check_room(place: str) -> None:
+    """Raise OSError where what is tried out there would only find that the disk is full."""
+    write_whole(f"{place}/room", bytes(_TRIED), durable=True)
+    os.unlink(f"{place}/room")
+
+
 @contextmanager
 def _scratch(state: str | None) -> Iterator[tuple[str | None, OSError | None]]:
     """An empty directory on the file system of the state, and why there is none; removed at the end."""
@@ -107,7 +114,9 @@ def _scratch(state: str | None) -> Iterator[tuple[str | None, OSError | None]]:
     place = f"{_existing(state)}/.{os.getpid()}-doctor"
     try:
         os.mkdir(place, 0o700)
+        _check_room(place)
     except OSError as err:
+        remove_tree(place)
         yield None, err
         return
     try:

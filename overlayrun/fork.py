@@ -17,7 +17,7 @@ from itertools import islice
 from overlayrun.along import Along, fill, look
 from overlayrun.durable import sync_in_background
 from overlayrun.errors import OverlayrunError, RefMoved, StoreError, UsageError
-from overlayrun.files import identity_of, remove_tree
+from overlayrun.files import flush_directory, identity_of, remove_tree
 from overlayrun.halfway import give_name, note_refs
 from overlayrun.model import BranchName
 from overlayrun.store.git import git
@@ -28,6 +28,7 @@ from overlayrun.store.refs import (
     base_ref,
     branch_ref,
     dirty_ref,
+    flush_refs,
     parse_branch_name,
     shadowed_by,
     snapshots_ref,
@@ -156,7 +157,12 @@ def make_forks(layout: Layout, source: Record, wanted: Wanted) -> list[Forked]:
 
 
 def flush_forks(layout: Layout, made: Sequence[Forked]) -> None:
-    """Bring their copies to the disk, in the background; for a caller who holds no lock that is to go."""
+    """Bring their copies to the disk, in the background; for a caller who holds no lock that is to go.
+
+    That they are there is on the disk at once: they are told of.
+    """
+    flush_refs(made[0].record.common_dir, [branch_ref(each.record.branch) for each in made])
+    flush_directory(layout.workspaces)
     records = [each.record for each in made if each.record.filled]
     if records:
         sync_in_background(layout, records)

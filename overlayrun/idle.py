@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from overlayrun.command import idle_command
 from overlayrun.live import LiveSandbox
-from overlayrun.sandbox.plan import sandbox_plan
 from overlayrun.store.location import Repository
-from overlayrun.view import view_of
+from overlayrun.view import layers_of, view_of
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
 
 
 def idle_sandbox(repository: Repository, layout: Layout, record: Record) -> LiveSandbox:
     """The workspace's sandbox, to be joined; the caller holds the lock and closes it."""
-    return LiveSandbox(sandbox_plan(view_of(repository, layout, record)), idle_command(record))
+    return LiveSandbox(layers_of(view_of(repository, layout, record)), idle_command(record))

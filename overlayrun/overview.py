@@ -9,9 +9,9 @@ from enum import Enum
 from itertools import chain
 
 from overlayrun.account import Session
+from overlayrun.alone import Alone, alone
 from overlayrun.capture import job_of
 from overlayrun.errors import StoreError, WorkspaceBroken
-from overlayrun.files import disk_usage
 from overlayrun.model import BranchName, CommitId
 from overlayrun.snapshot import LeftOut, LeftOutReason, preview
 from overlayrun.store.git import git
@@ -46,7 +46,7 @@ class Overview:
 
     latest: its newest snapshot. change: of that snapshot against the start. tip: what the branch stands for;
     target_tip: what its target does. ahead: commits of the branch that the target does not have; None where
-    either does not exist. landed: there are commits, and the target has them all. size: bytes on the disk
+    either does not exist. landed: there are commits, and the target has them all. alone: bytes on the disk
     that belong to this workspace alone. fault: why its state is BROKEN. parent: the branch that it was forked
     from, None where it was not, or where that one was removed.
     """
@@ -58,7 +58,7 @@ class Overview:
     change: DiffStat
     ahead: int | None
     landed: bool
-    size: int
+    alone: Alone
     fault: str | None = None
     tip: CommitId | None = None
     target_tip: CommitId | None = None
@@ -68,6 +68,11 @@ class Overview:
     def snapshots(self) -> int:
         """How many snapshots there are."""
         return self.latest.number if self.latest else 0
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk, at most."""
+        return self.alone.size
 
     @property
     def session(self) -> Session:
@@ -98,6 +103,7 @@ def overviews(layout: Layout, repo: Repo) -> Iterator[Overview]:
 def overview(layout: Layout, repo: Repo, record: Record) -> Overview:
     """One workspace; what git's store has lost makes it BROKEN, and raises nothing."""
     place = layout.workspace(record.id).root
+    taken = alone(layout.workspace(record.id), record)
     try:
         latest = next(repo.snapshots(record.id), None)
         start = repo.tree_of(record.dirty or record.base)
@@ -113,7 +119,7 @@ def overview(layout: Layout, repo: Repo, record: Record) -> Overview:
             DiffStat(0, 0, 0),
             None,
             landed=False,
-            size=disk_usage(place),
+            alone=taken,
             fault=err.brief,
             parent=parent_of(layout, record),
         )
@@ -125,7 +131,7 @@ def overview(layout: Layout, repo: Repo, record: Record) -> Overview:
         change,
         ahead,
         landed,
-        disk_usage(place),
+        taken,
         tip=tip,
         target_tip=target,
         parent=parent_of(layout, record),

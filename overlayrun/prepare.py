@@ -9,7 +9,7 @@ import time
 from overlayrun.bases.gitdir import complete_git_directory, write_git_directory
 from overlayrun.bases.ignored import known_ignored
 from overlayrun.bases.stack import doubtful, stack_of
-from overlayrun.chosen_backend import choose_backend, make_whole, refuse_other_backend
+from overlayrun.chosen_backend import choose_backend, make_whole, mark_finished, refuse_other_backend
 from overlayrun.errors import OverlayrunError, RefMoved, StoreError, UsageError, WorkspaceBusy
 from overlayrun.files import identity_of, remove_tree, write_whole
 from overlayrun.model import BranchName, DirtyPolicy, HomePolicy, RunOptions
@@ -95,6 +95,8 @@ def open_known(repository: Repository, layout: Layout, record: Record) -> Prepar
     try:
         held = lock(layout.workspace(record.id).lock)
     except WorkspaceBusy as err:
+        if err.hint is not None:  # a folder that is not given back
+            raise
         raise WorkspaceBusy(
             f"branch {record.branch} is running already",
             hint=f"join it: overlayrun exec {record.branch} -- COMMAND",
@@ -103,6 +105,7 @@ def open_known(repository: Repository, layout: Layout, record: Record) -> Prepar
     if record.common_dir != repository.common_dir:
         record.root, record.common_dir = repository.root, repository.common_dir
     _mend(repository, layout, record.stack)
+    mark_finished(layout, record)
     return Prepared(record, held, resumed=True)
 
 
@@ -207,6 +210,7 @@ def _make(
         # Else its first run writes it; but a whole tree without a record would look like work.
         if record.throwaway or record.is_whole or not is_new(repository, record.branch):
             keep_record(layout, record)
+        mark_finished(layout, record)
     except BaseException:
         _undo(layout, record, claimed=claimed)
         os.close(held)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 
 from overlayrun.errors import OverlayrunError, WorkspaceBusy
-from overlayrun.files import identity_of, remove_tree
+from overlayrun.files import identity_of, read_bytes, remove_tree, write_whole
+from overlayrun.report import printable
 from overlayrun.workspace.lock import is_locked, lock
 from overlayrun.workspace.record import UNFILLED, Record, boot_id
 
@@ -16,18 +18,20 @@ if TYPE_CHECKING:
     from typing import Final
 
     from overlayrun.store.location import Repository
-    from overlayrun.workspace.layout import Layout
+    from overlayrun.workspace.layout import Layout, WorkspaceLayout
 
 
 _HALF_WRITTEN: Final = 3600.0  # seconds
-_MARGIN: Final = 1.0  # seconds; a file is stamped by a coarser clock than ours
+_FEW: Final = 3
+_INLINE: Final = 160  # bytes that ext4 may keep in the inode, beside the blocks (inline_data)
+_MARGIN: Final = 0.1  # seconds; a file is stamped by a coarser clock than ours, of 10 ms at most
 
 
 def is_interrupted(layout: Layout, record: Record) -> bool:
     """Whether the last run was never closed, or a fork is not filled, and no process holds the workspace."""
     place = layout.workspace(record.id)
     return (
-        (record.is_open or _is_unfilled(layout, record) or _is_torn(layout, record))
+        (record.is_open or _is_unfilled(layout, record) or _is_torn(layout, record) or _is_absorbing(place))
         and not is_locked(place.lock)
         and not is_locked(place.folder_lock)
     )
@@ -36,6 +40,11 @@ def is_interrupted(layout: Layout, record: Record) -> bool:
 def _is_unfilled(layout: Layout, record: Record) -> bool:
     """Whether nothing ever ran here, and the upper is not the one that the record means."""
     return record.last_run is None and _inode(layout, record) not in (None, record.inode)
+
+
+def _is_absorbing(place: WorkspaceLayout) -> bool:
+    """Whether a merge began to change the files, and came to no end."""
+    return os.path.exists(place.absorbing)
 
 
 def _is_torn(layout: Layout, record: Record) -> bool:
@@ -57,6 +66,8 @@ def recover_all(repository: Repository, layout: Layout, tell: Callable[[str], No
     from overlayrun.halfway import settle
     from overlayrun.workspace.catalogue import records
 
+    mend_store(layout, repository.common_dir, tell)
+    save_folders(layout, tell)
     settle(layout, repository.common_dir)
     for record in records(layout):
         if not is_interrupted(layout, record):
@@ -67,10 +78,47 @@ def recover_all(repository: Repository, layout: Layout, tell: Callable[[str], No
             continue
         try:
             recover(repository, layout, Record.load(layout.workspace(record.id).record), tell)
-        except OverlayrunError as err:
-            tell(f"branch {record.branch} was interrupted and can't be recovered now: {err.brief}")
+        except (OverlayrunError, OSError) as err:  # a full disk, for one
+            why = err.brief if isinstance(err, OverlayrunError) else err
+            tell(f"branch {record.branch} was interrupted and can't be recovered now: {why}")
         finally:
             os.close(held)
+
+
+def save_folders(layout: Layout, tell: Callable[[str], None]) -> None:
+    """Have what is written in open folders put into snapshots, for whoever looks at branches next."""
+    if not is_locked(f"{layout.folders}/lock"):
+        return
+    from overlayrun.control import ask
+    from overlayrun.errors import WorkspaceError
+
+    try:
+        answer, _ = ask(layout.folders, "control", {"op": "save"}, wait=0)
+    except WorkspaceBusy as err:
+        tell(f"what was written in the folders may have no snapshot yet: {err.brief}: {err.hint}")
+        return
+    except WorkspaceError:  # it begins or ends just now
+        return
+    for line in answer.get("troubles", ()):
+        tell(line)
+
+
+def mend_store(layout: Layout, common_dir: str, tell: Callable[[str], None]) -> None:
+    """Once after each start of the machine: see that nothing torn keeps git from writing it again."""
+    now = boot_id().encode()
+    try:
+        if not os.path.exists(layout.boot):  # nothing of ours was ever written here
+            write_whole(layout.boot, now, durable=False)
+        if read_bytes(layout.boot) == now:
+            return
+        from overlayrun.store.torn import put_torn_aside
+
+        count = put_torn_aside(common_dir, layout.torn)
+        write_whole(layout.boot, now, durable=False)
+    except OSError:  # nobody can write there now, or there is no state yet
+        return
+    if count:
+        tell(f"a power cut tore {count} of git's files that nobody had flushed: they are in {layout.torn}")
 
 
 def recover(repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]) -> None:
@@ -81,6 +129,8 @@ def recover(repository: Repository, layout: Layout, record: Record, tell: Callab
     had reached the disk, and so is one that was copied, because copies lose marks: it is put aside and
     rebuilt from the last snapshot. A fork that nobody has opened yet gets its upper.
     """
+    if record.common_dir != repository.common_dir:  # it was moved since
+        record.root, record.common_dir = repository.root, repository.common_dir
     run = record.last_run
     if record.inode == UNFILLED:
         from overlayrun.restore import rebuild
@@ -96,6 +146,8 @@ def recover(repository: Repository, layout: Layout, record: Record, tell: Callab
         _rebuild(repository, layout, record, tell, is_doubtful=True)
         record.filled = None
         record.save(layout.workspace(record.id).record)
+    if _is_absorbing(layout.workspace(record.id)):
+        _take_back(repository, layout, record, tell)
     if run is None:
         return
     if run.boot != boot_id() and not _reached_disk(layout, record):
@@ -119,6 +171,11 @@ def _is_completed(layout: Layout, record: Record) -> bool:
 def synced_mark(layout: Layout, record: Record) -> str:
     """File whose content says of which run and boot the upper layer is on the disk."""
     return f"{layout.workspace(record.id).root}/synced"
+
+
+def flushed_mark(layout: Layout, record: Record) -> str:
+    """File that says when all that the workspace then held was on the disk, in seconds since the epoch."""
+    return f"{layout.workspace(record.id).root}/flushed"
 
 
 def sync_stamp(record: Record) -> bytes:
@@ -152,6 +209,31 @@ def _take_missing(
     tell(f"branch {record.branch} was interrupted: its changes are in snapshot {taken.number}")
 
 
+def _take_back(repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]) -> None:
+    """Let the files be as before a merge that was killed: half of it, if there, gets a snapshot first."""
+    from overlayrun.capture import capture
+    from overlayrun.idle import idle_sandbox
+    from overlayrun.model import SnapshotReason
+    from overlayrun.store.repo import Repo
+    from overlayrun.transplant import change_files
+
+    run, place = record.last_run, layout.workspace(record.id)
+    if run is None or run.boot == boot_id():  # else it is rebuilt from that snapshot
+        number = int(read_bytes(place.absorbing))
+        before = next(each for each in Repo(record.common_dir).snapshots(record.id) if each.number == number)
+        with idle_sandbox(repository, layout, record) as live:
+            now = capture(layout, record, SnapshotReason.REQUEST, None, live)
+            is_done = change_files(live, record.common_dir, now.tree, before.tree)
+            if is_done:
+                capture(layout, record, SnapshotReason.REQUEST, f"Restore snapshot {number}", live)
+        if run:
+            run.ended = time.time()
+            record.save(place.record)
+        end = "it is as it was before" if is_done else f"to go back: overlayrun restore {record.branch}@{{1}}"
+        tell(f"a merge into branch {record.branch} was interrupted: {end}")
+    os.unlink(place.absorbing)
+
+
 def _clear_half_written(objects: str) -> None:
     """Remove what a killed snapshot left of objects and packs, once nobody can be writing it any more."""
     for directory in os.scandir(objects):
@@ -164,15 +246,20 @@ def _clear_half_written(objects: str) -> None:
 
 
 def _whole_before(layout: Layout, record: Record) -> float:
-    """When the last run began, if what was there then had reached the disk; else 0."""
-    if record.last_run is None:
-        return 0.0
+    """When all that was there had reached the disk: at a snapshot, or as the last run began; else 0."""
+    flushed = _note(flushed_mark(layout, record))
+    times = [float(flushed)] if flushed else []
+    number = _note(synced_mark(layout, record)).rpartition(" ")[2]
+    if record.last_run is not None and number == str(record.last_run.number - 1):
+        times.append(record.last_run.started)
+    return max(times) - _MARGIN if times else 0.0
+
+
+def _note(path: str) -> str:
     try:
-        with open(synced_mark(layout, record), "rb") as file:
-            number = file.read().rpartition(b" ")[2]
+        return read_bytes(path).decode()
     except FileNotFoundError:
-        return 0.0
-    return record.last_run.started - _MARGIN if number == b"%d" % (record.last_run.number - 1) else 0.0
+        return ""
 
 
 def _rebuild(
@@ -188,3 +275,32 @@ def _rebuild(
     limit = _whole_before(layout, record) if is_doubtful else ALWAYS
     aside = rebuild(repository, layout, record, number=None, whole_before=limit)
     tell(f"branch {record.branch} is rebuilt from its last snapshot; what was there is in {aside}")
+    if is_doubtful:
+        _sift(layout.workspace(record.id), limit, aside, tell)
+
+
+def _sift(place: WorkspaceLayout, limit: float, aside: str, tell: Callable[[str], None]) -> None:
+    """Put aside what the cut has emptied in HOME, of which there is no snapshot; tell of what is doubtful.
+
+    limit: what has not changed since is whole.
+    """
+    emptied, doubtful = 0, []
+    for directory, _, names in os.walk(place.home_upper):
+        for name in names:
+            path = f"{directory}/{name}"
+            info = os.lstat(path)
+            if not stat.S_ISREG(info.st_mode) or info.st_ctime < limit:
+                continue
+            below = os.path.relpath(path, place.home_upper)
+            if info.st_blocks or 0 < info.st_size <= _INLINE:
+                doubtful.append(below)
+                continue
+            os.makedirs(os.path.dirname(f"{aside}/home/{below}"), exist_ok=True)
+            os.rename(path, f"{aside}/home/{below}")
+            emptied += 1
+    if emptied:
+        tell(f"empty files of its HOME ({emptied}), which the cut may have emptied, are in {aside}/home")
+    if doubtful:
+        some = ", ".join(printable(f"~/{name}") for name in sorted(doubtful)[:_FEW])
+        more = f" and {len(doubtful) - _FEW} more" if len(doubtful) > _FEW else ""
+        tell(f"look at what its HOME got in the last moments: {some}{more}")

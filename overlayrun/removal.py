@@ -11,7 +11,7 @@ from overlayrun.workspace.lock import is_locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from overlayrun.workspace.layout import Layout
+    from overlayrun.workspace.layout import Layout, WorkspaceLayout
     from overlayrun.workspace.record import Record
 
 
@@ -20,7 +20,7 @@ def clear_half_made(layout: Layout, common_dir: str) -> None:
     for name in os.listdir(layout.workspaces):
         place = layout.workspace(name)
         finished = os.path.exists(place.record) or os.path.exists(place.throwaway)
-        if name.startswith(".") or finished or is_locked(place.lock) or _holds_work(place.upper):
+        if name.startswith(".") or finished or is_locked(place.lock) or _holds_work(place):
             continue
         try:
             branch = read_bytes(place.claim).decode()
@@ -40,9 +40,9 @@ def clear_half_made(layout: Layout, common_dir: str) -> None:
         remove_tree(place.root)
 
 
-def _holds_work(upper: str) -> bool:
+def _holds_work(place: WorkspaceLayout) -> bool:
     try:
-        return bool(os.listdir(upper))
+        return bool(os.listdir(place.upper)) and not os.path.exists(place.unfinished)
     except FileNotFoundError:
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 
@@ -17,22 +18,23 @@ from overlayrun.live import OURS, LiveSandbox
 from overlayrun.model import RunOptions, SnapshotReason
 from overlayrun.ports import claim_ports, port_environment
 from overlayrun.prepare import Prepared, open_or_make
+from overlayrun.recover import mend_store, recover
 from overlayrun.relay import Relay
 from overlayrun.report import header, printable
 from overlayrun.sandbox.asking import asked_lines
 from overlayrun.sandbox.landlock import has_landlock
 from overlayrun.sandbox.limits import hold_by_group, words
 from overlayrun.sandbox.network import parse_net
-from overlayrun.sandbox.plan import sandbox_plan
 from overlayrun.sandbox.switches import parse_without
 from overlayrun.supervisor import Outcome, Supervisor, block_signals
 from overlayrun.terminal import Terminal, is_in_foreground
-from overlayrun.view import Choices, view_of
+from overlayrun.view import Choices, layers_of, notes_of, view_of
 from overlayrun.workspace.record import Run, boot_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Final
 
     from overlayrun.account import Account
     from overlayrun.answers import Answers
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from overlayrun.supervisor import Entrust
     from overlayrun.workspace.layout import Layout
     from overlayrun.workspace.record import Record
+
+_FLUSH_EVERY: Final = 5.0  # seconds
 
 
 class Witness:
@@ -82,6 +86,7 @@ def run_command(
     """
     quiet = (lambda _: None) if options.quiet else tell
     network = parse_net(options.net, strict=options.strict)
+    mend_store(layout, repository.common_dir, quiet)
     with Connections(network, options.publish, tell) as connections:
         prepared = open_or_make(repository, layout, options, argv, quiet)
         run = _Run(repository, layout, options, prepared, connections, tell)
@@ -114,6 +119,7 @@ class _Run:
         self.guests: Guests | None = None
         self.without = parse_without(options.without)
         self.witness = Witness()
+        self.flushed = -_FLUSH_EVERY
 
     def through(self, argv: list[str], quiet: Callable[[str], None]) -> int:
         record = self.record
@@ -127,7 +133,9 @@ class _Run:
         try:
             # Nobody inside could mount a /proc of his own below one of which a part is covered.
             covered = frozenset({"keyring"}) if self.options.allow_userns else frozenset()
-            return self._in_sandbox(sandbox_plan(view, self.without | covered), argv, terminal, quiet)
+            layers = layers_of(view, self.without | covered)
+            self.prepared.notes += notes_of(view)
+            return self._in_sandbox(layers, argv, terminal, quiet)
         except HostError as err:
             from overlayrun.doctor import explain  # tries what this machine can do, to name what it lacks
 
@@ -141,6 +149,8 @@ class _Run:
             remove_tree(self.place.work)
             if self.guests:
                 self.guests.release()
+            # Who flushes in the background has the descriptor too, for some moments.
+            fcntl.flock(self.prepared.lock, fcntl.LOCK_UN)
 
     def _in_sandbox(
         self, layers: Sequence[Layer], argv: list[str], terminal: Terminal, quiet: Callable[[str], None]
@@ -200,8 +210,6 @@ class _Run:
         return f"sandbox: {'; '.join(part for part in parts if part)}"
 
     def _recover(self, quiet: Callable[[str], None]) -> None:
-        from overlayrun.recover import recover  # only a resumed workspace can need it
-
         recover(self.repository, self.layout, self.record, quiet)
 
     def _command(self, argv: list[str]) -> Command:
@@ -225,9 +233,20 @@ class _Run:
             if reason is SnapshotReason.INTERVAL and self.guests:
                 self.guests.take_all(self.tell)
             words = message or self.options.message
-            return capture(self.layout, self.record, reason, words, live, force_large=force_large)
+            taken = capture(self.layout, self.record, reason, words, live, force_large=force_large)
+            self._flush_meanwhile()
+            return taken
 
         return take
+
+    def _flush_meanwhile(self) -> None:
+        """HOME, which no snapshot holds, follows the tree to the disk; not again and again at every step."""
+        now = time.monotonic()
+        if self.witness.flush is None and now - self.flushed >= _FLUSH_EVERY:
+            from overlayrun.durable import flush_meanwhile
+
+            self.flushed = now
+            flush_meanwhile(self.layout, self.record)
 
     def _is_untouched(self) -> bool:
         """Whether a snapshot would find nothing: not in the tree, and not in a branch opened beside it."""

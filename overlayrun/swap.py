@@ -22,15 +22,14 @@ from overlayrun.bases.gitdir import complete_git_directory
 from overlayrun.bases.stack import doubtful
 from overlayrun.command import idle_command
 from overlayrun.errors import StoreError
-from overlayrun.files import identity_of, remove_tree
+from overlayrun.files import flush_disk, identity_of, remove_tree
 from overlayrun.kernel import abi, syscalls
 from overlayrun.live import LiveSandbox
 from overlayrun.model import CommitId, TreeId
-from overlayrun.sandbox.plan import sandbox_plan
 from overlayrun.store.location import Repository
 from overlayrun.store.refs import RefUpdate, base_ref, dirty_ref, update_refs
 from overlayrun.store.repo import Repo
-from overlayrun.view import view_of
+from overlayrun.view import layers_of, view_of
 from overlayrun.workspace.layout import Layout, WorkspaceLayout
 from overlayrun.workspace.lock import share
 from overlayrun.workspace.record import Record
@@ -137,7 +136,7 @@ def open_fresh(repository: Repository, layout: Layout, record: Record, fresh: Fr
     view.upper, view.git_upper = fresh.upper, fresh.git
     if record.dirty and not record.is_whole:
         view.stack[0] = fresh.dirty
-    return LiveSandbox(sandbox_plan(view), idle_command(record))
+    return LiveSandbox(layers_of(view), idle_command(record))
 
 
 def run_git(live: LiveSandbox, *words: str) -> str:
@@ -158,7 +157,7 @@ def installed(layout: Layout, record: Record, fresh: Fresh) -> Iterator[str]:
     The block is to take the snapshot. If it fails the record stays open, and the next command takes it.
     """
     for place in (layout.root, f"{record.common_dir}/objects"):
-        _flush(place)
+        flush_disk(place)  # a record that survives a power cut must not name an upper that did not
     run = record.last_run
     ended = run.ended if run else None
     if run:
@@ -178,15 +177,6 @@ def complete(layout: Layout, record: Record) -> str | None:
     except FileNotFoundError:
         return None
     return _move_in(layout, record) if is_begun else None
-
-
-def _flush(path: str) -> None:
-    """A record that survives a power cut must not name an upper that did not."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        syscalls.syncfs(fd)
-    finally:
-        os.close(fd)
 
 
 def _move_in(layout: Layout, record: Record) -> str:

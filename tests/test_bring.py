@@ -142,6 +142,27 @@ def test_a_conflict_of_apply_changes_nothing(repo: UserRepo) -> None:
     assert repo.picture() == before
 
 
+def test_apply_is_held_by_a_file_in_the_way(repo: UserRepo) -> None:
+    repo.commit("start", **{".gitignore": ".env\n"})
+    repo.inside("rm .gitignore; echo agent >.env; echo agent >new", "--carry", "none")
+    repo.write(".env", "my secret\n")
+    done = repo.overlayrun("apply", "b")
+    assert (done.code, (repo.root / ".env").read_text()) == (1, "my secret\n"), str(done)
+    assert ".env is in the way" in done.out
+    assert not (repo.root / "new").exists()
+
+
+def test_apply_where_files_cant_change_places(repo: UserRepo) -> None:
+    """Git does it, and what it writes over is kept until then."""
+    repo.write("mine", "one\n")
+    repo.inside("echo agent >>README; echo two >>mine")
+    repo.git("config", "core.sparseCheckout", "true")
+    done = repo.overlayrun("apply", "b")
+    assert done.code == 0, str(done)
+    assert (repo.root / "mine").read_text() == "one\ntwo\n"
+    assert not [name for name in repo.refs() if "user-backup" in name]
+
+
 def test_applying_what_is_there_says_so(repo: UserRepo) -> None:
     repo.inside("echo agent >new")
     assert repo.overlayrun("apply", "b").code == 0

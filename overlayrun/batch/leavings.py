@@ -12,7 +12,7 @@ from typing import Final
 
 from overlayrun.batch.task import Attempt, Task
 from overlayrun.errors import UsageError
-from overlayrun.files import read_bytes
+from overlayrun.files import read_bytes, write_whole
 from overlayrun.model import CommitId
 from overlayrun.prepare import is_new
 from overlayrun.recover import recover
@@ -95,6 +95,9 @@ def keep_left(repository: Repository, layout: Layout, attempt: Attempt, tell: Te
     if kept is not None or record is None:
         return kept
     place = layout.workspace(record.id)
+    if os.path.exists(place.attempt) and not _mark_of(place.attempt):
+        # A power cut emptied it, which only the last attempt's had to fear; the next one goes by it.
+        write_whole(place.attempt, attempt.ref.encode(), durable=True)
     if _mark_of(place.attempt) != attempt.ref:
         return None
     held = lock(place.lock)

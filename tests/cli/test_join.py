@@ -175,7 +175,9 @@ def _use_shell(repo: UserRepo, terminal: Terminal) -> None:
     terminal.expect("Stopped")
     terminal.expect("INNER> ")
     # With a job that is only about to end the shell would refuse to exit; its `wait` passes over a stopped one.
-    terminal.type("kill %1; while jobs %1 >/dev/null 2>&1; do sleep .1; done; echo branch=$OVERLAYRUN_BRANCH\n")
+    terminal.type(
+        "kill %1; while jobs %1 >/dev/null 2>&1; do sleep .1; done; echo branch=$OVERLAYRUN_BRANCH\n"
+    )
     terminal.expect("branch=b\r\n")
     terminal.type("exit 3\n")
     terminal.expect("OUTER> ")  # else the end of the other command would be the shell's

@@ -96,7 +96,7 @@ def test_unborn_head_with_uncommitted_files(empty_repo: UserRepo) -> None:
 
 
 @pytest.mark.parametrize(
-    "base", ["no-such", "HEAD~99", "--all", "-x", "HEAD:README", "", "main..main", "0" * 40]
+    "base", ["no-such", "HEAD~99", "--all", "-x", "HEAD:README", "", "main..main", "^HEAD", "0" * 40]
 )
 def test_unknown_base(repo: UserRepo, base: str) -> None:
     _refused(_unchanged(repo, lambda: repo.overlayrun(f"--base={base}", "--", "true")), hint="git log")

@@ -44,7 +44,8 @@ class FileSystem:
         self._answers = answers
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
-        self._nodes = Nodes(_most_open())
+        # Half of what may be open at all is for directories.
+        self._nodes = Nodes(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         looks = Looks(owner)
         self._top = Top(self._nodes, answers, self._lock, looks)
         self._requests = Requests(self._nodes, self._device, looks)
@@ -250,11 +251,3 @@ def _repeat(work: Callable[[], None]) -> None:
             work()
         except Exception:  # noqa: BLE001  # without this thread no write would come into a snapshot
             traceback.print_exc()
-
-
-def _most_open() -> int:
-    """How many directories may stay open: half of what this process may have open at all."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return wanted // 2

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -35,6 +36,7 @@ _TYPE: Final = "overlayrun"
 # Its input ends with the process; where somebody mounted there again meanwhile, that is left alone.
 _UNDERTAKER: Final = f'read -r stopped && exit; ls "$1" || exec {_HELPER} -u -q -z -- "$1"'
 _PATIENCE: Final = 2.0  # seconds
+_MOST_OPEN: Final = 65536
 _INSTALL: Final = "Install it: apt install fuse3 (dnf install fuse3, apk add fuse3)."
 
 
@@ -68,6 +70,7 @@ def start(mountpoint: str, owner: tuple[int, int] | None = None) -> Served:
     if lacking is not None:
         raise lacking
     clear_stale(mountpoint)
+    _raise_open_files()
     ours, theirs = pair()
     parent = os.getpid()
     pid = os.fork()
@@ -87,6 +90,13 @@ def start(mountpoint: str, owner: tuple[int, int] | None = None) -> Served:
         os.waitpid(pid, 0)
         raise
     return Served(mountpoint, pid, end)
+
+
+def _raise_open_files() -> None:
+    """Of this process, which holds two descriptors a branch, and of the one that it makes."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    wanted = _MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _serve(fd: int, mountpoint: str, owner: tuple[int, int], parent: int) -> None:

@@ -141,6 +141,9 @@ def resolve_commit(repository: Repository, text: str) -> tuple[CommitId, TreeId]
     """Commit that a revision names, and its tree. Raises UsageError where there is none."""
     if repository.known and text in repository.known.trees:
         return CommitId(text), repository.known.trees[text]
+    unknown = UsageError(f"no commit is called {text!r} here", hint="see: git log --oneline --all")
+    if text.startswith("^"):  # all but that commit, to git
+        raise unknown
     try:
         answer = git(
             ["rev-parse", "--verify", "-q", "--end-of-options", f"{text}^{{commit}}"], cwd=repository.root
@@ -150,5 +153,5 @@ def resolve_commit(repository: Repository, text: str) -> tuple[CommitId, TreeId]
             git(["rev-parse", "--verify", "-q", f"{commit}^{{tree}}"], cwd=repository.root).decode().strip()
         )
     except StoreError as err:
-        raise UsageError(f"no commit is called {text!r} here", hint="see: git log --oneline --all") from err
+        raise unknown from err
     return CommitId(commit), TreeId(tree)

@@ -207,6 +207,8 @@ def _listen_inside(inside: list[int]) -> socket.socket:
     """The proxy's listening socket, made by a child in the sandbox's network and handed out of it."""
     import socket  # 2 ms, for --net allow= alone
 
+    from overlayrun.kernel.passed import receive
+
     ours, theirs = socket.socketpair()
     with ours, theirs:
         pid = os.fork()
@@ -219,7 +221,7 @@ def _listen_inside(inside: list[int]) -> socket.socket:
                 os._exit(0)
         os.waitpid(pid, 0)
         theirs.close()
-        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+        _, fds, _ = receive(ours, 1, 1)
     if not fds:
         raise HostError("the sandbox's network has no loopback", hint="see: overlayrun doctor")
     return socket.socket(fileno=fds[0])

@@ -13,6 +13,7 @@ import sys
 import time
 
 from overlayrun.errors import WorkspaceBusy, WorkspaceError
+from overlayrun.kernel.passed import receive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _ask_once(
             client.settimeout(patience)
             client.sendall(json.dumps(request).encode() + b"\n")
             _wait(client, patience)
-            data, fds, _, _ = socket.recv_fds(client, _LONGEST, _DESCRIPTORS)
+            data, fds, _ = receive(client, _LONGEST, _DESCRIPTORS)
             if data and not data.endswith(b"\n"):
                 data += _line(client)
             if not data:

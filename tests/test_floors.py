@@ -26,6 +26,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
             *(
                 "kernel.calls",
                 "kernel.waits",
+                "kernel.passed",
                 "kernel.abi",
                 "kernel.fuse",
                 "kernel.syscalls",

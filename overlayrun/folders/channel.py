@@ -12,7 +12,6 @@ import json
 import os
 import queue
 import socket
-import struct
 import threading
 import traceback
 from collections import deque
@@ -21,6 +20,7 @@ from typing import Final
 
 from overlayrun.errors import HostError
 from overlayrun.folders.api import Answers, Kind, Later, Tree
+from overlayrun.kernel.passed import receive
 
 _MOST: Final = 32 << 10
 _MOST_DESCRIPTORS: Final = 200  # the kernel's SCM_MAX_FD is 253
@@ -45,10 +45,7 @@ def _send(end: socket.socket, message: Message, fds: tuple[int, ...] = ()) -> No
 
 def _receive(end: socket.socket) -> tuple[Message, list[int]]:
     """One message and its descriptors; EOFError at the end."""
-    # socket.recv_fds forgets its flags (Python 3.11), so what it received would be inherited.
-    room = socket.CMSG_LEN(_MOST_DESCRIPTORS * 4)
-    data, beside, flags, _ = end.recvmsg(_MOST, room, socket.MSG_CMSG_CLOEXEC)
-    fds = [fd for _, _, content in beside for (fd,) in struct.iter_unpack("i", content)]
+    data, fds, flags = receive(end, _MOST, _MOST_DESCRIPTORS)
     if not data:
         raise EOFError("the other end is gone")
     message = json.loads(data)

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from overlayrun.kernel import fuse, namespaces
@@ -149,23 +150,26 @@ class Looks:
         return (number, 0, 0, *(seconds,) * 3, *(ns,) * 3, mode, 2, *self._owner, 0, 4096, 0)
 
 
-class Entries:
-    """An answer to READDIR or READDIRPLUS that is being filled."""
+Listing = list[tuple[str, int, int]]
+"""Names in the order of their offsets, with inodes and types as st_mode has them; . and .. first."""
 
-    NOTHING: Final = (0,) * 22
+NOTHING: Final = (0,) * 22
+"""Of ENTRY_OUT, for a name whose attributes the kernel shall ask for."""
 
-    def __init__(self, room: int, *, with_attributes: bool) -> None:
-        self.body = bytearray()
-        self._room = room
-        self._form = fuse.DIRENTPLUS if with_attributes else fuse.DIRENT
-        self._with_attributes = with_attributes
 
-    def has_room(self, encoded: bytes) -> bool:
-        """Whether one more of this name fits."""
-        return len(self.body) + self._form.size + (len(encoded) + 7 & ~7) <= self._room
-
-    def add(self, encoded: bytes, next_offset: int, about: tuple[int, int], entry: tuple[int, ...]) -> None:
-        """One more. about: inode and type as st_mode has it. entry: of ENTRY_OUT, or NOTHING."""
-        dirent = (about[0], next_offset, len(encoded), about[1] >> 12)
-        fields = (*entry, *dirent) if self._with_attributes else dirent
-        self.body += self._form.pack(*fields) + encoded + bytes(-len(encoded) % 8)
+def listed(
+    body: memoryview, listing: Listing, entry: Callable[[str], tuple[int, ...]] | None = None
+) -> bytearray:
+    """The answer to a READDIR, or with `entry`, which gives a name's attributes, to a READDIRPLUS."""
+    _, offset, room, _ = fuse.READ_IN.unpack_from(body)
+    form = fuse.DIRENTPLUS if entry else fuse.DIRENT
+    answer = bytearray()
+    for index in range(offset, len(listing)):
+        name, ino, kind = listing[index]
+        encoded = os.fsencode(name)
+        if len(answer) + form.size + (len(encoded) + 7 & ~7) > room:
+            break
+        looks = (entry(name) if index > 1 else NOTHING) if entry else ()
+        answer += form.pack(*looks, ino, index + 1, len(encoded), kind >> 12)
+        answer += encoded + bytes(-len(encoded) % 8)
+    return answer

@@ -13,11 +13,12 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from overlayrun.folders import passthrough
 from overlayrun.folders.api import Kind
-from overlayrun.folders.device import Device, Entries, Looks, attributes
+from overlayrun.folders.device import NOTHING, Device, Looks, attributes, listed
 from overlayrun.folders.moves import Pending, may_be_prepared
 from overlayrun.folders.nodes import FIRST_NODE, Handle, Moving, Node, Nodes, Shown
 from overlayrun.kernel import fuse, syscalls
@@ -263,34 +264,26 @@ class Requests:
         return self._opened(handle, os.fstat(handle.fd))
 
     def _readdir(self, _: int, body: memoryview) -> Answer:
-        return self._listed(body, with_attributes=False)
+        return listed(body, self._being_read(body).listing)
 
     def _readdirplus(self, _: int, body: memoryview) -> Answer:
-        return self._listed(body, with_attributes=True)
+        handle = self._being_read(body)
+        return listed(body, handle.listing, partial(self._listed_entry, handle.node))
 
-    def _listed(self, body: memoryview, *, with_attributes: bool) -> bytearray:
-        fh, offset, size, _ = fuse.READ_IN.unpack_from(body)
+    def _being_read(self, body: memoryview) -> Handle:
+        """A directory whose names are known; they are read anew at its beginning."""
+        fh, offset, _, _ = fuse.READ_IN.unpack_from(body)
         handle = self._handles[fh]
         _unless_moving(handle.node)
         if not offset or not handle.listing:
             handle.listing = passthrough.listing(self._nodes, handle)
-        entries = Entries(size, with_attributes=with_attributes)
-        for index in range(offset, len(handle.listing)):
-            name, ino, kind = handle.listing[index]
-            encoded = os.fsencode(name)
-            if not entries.has_room(encoded):
-                break
-            entry = (
-                self._listed_entry(handle.node, name) if with_attributes and index > 1 else Entries.NOTHING
-            )
-            entries.add(encoded, index + 1, (ino, kind), entry)
-        return entries.body
+        return handle
 
     def _listed_entry(self, parent: Node, name: str) -> tuple[int, ...]:
         try:
             node, info = passthrough.find(self._nodes, parent, name)
         except OSError:  # gone since it was listed
-            return Entries.NOTHING
+            return NOTHING
         node.lookups += 1
         return _entry(node, info)
 

@@ -29,6 +29,7 @@ from overlayrun.folders.channel import ControlEnd, FolderEnd, pair
 from overlayrun.folders.filesystem import FileSystem
 from overlayrun.kernel import namespaces
 from overlayrun.kernel.mountinfo import mounts
+from overlayrun.kernel.passed import receive
 
 _HELPER: Final = "fusermount3"
 _DEVICE: Final = "/dev/fuse"
@@ -146,13 +147,12 @@ def _mount(mountpoint: str) -> int:
         argv, env=environment, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
     )
     theirs.close()
-    _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+    _, fds, _ = receive(ours, 1, 1)
     if not fds:
         said = helper.communicate()[1].decode(errors="replace").strip()
         raise HostError(f"can't mount at {mountpoint}: {said or 'no reason given'}")
     ours.close()
     helper.communicate()
-    os.set_inheritable(fds[0], False)  # noqa: FBT003  takes no keyword; recv_fds lets it be inherited
     return fds[0]
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import stat
 import threading
 import time
 import zlib
 from typing import Final
 
 from overlayrun.folders.api import Answers, Kind, Tree
-from overlayrun.folders.device import Entries, Looks, attributes
+from overlayrun.folders.device import NOTHING, Listing, Looks, attributes, listed
 from overlayrun.folders.nodes import Nodes, Shown
 from overlayrun.folders.requests import HELD, Answer, Method, hold
 from overlayrun.kernel import fuse
@@ -62,7 +63,7 @@ class Top:
         self._looks = looks
         self._numbers = itertools.count(fuse.ROOT_ID)
         self._folders: dict[int, Folder] = {}
-        self._listings: dict[int, list[str]] = {}
+        self._listings: dict[int, Listing] = {}
         self._places: dict[tuple[Kind, str], Shown] = {}
         root = self._add(None)
         self._below: dict[tuple[int, str], Folder] = {
@@ -238,7 +239,9 @@ class Top:
 
     def _opened(self, names: list[str]) -> bytes:
         fh = next(self._numbers)
-        self._listings[fh] = [".", "..", *names]
+        self._listings[fh] = [
+            (name, zlib.crc32(os.fsencode(name)) + 1, stat.S_IFDIR) for name in (".", "..", *names)
+        ]
         return fuse.OPEN_OUT.pack(fh, 0, 0)
 
     def _releasedir(self, _: int, body: memoryview) -> Answer:
@@ -246,22 +249,10 @@ class Top:
         return b""
 
     def _readdir(self, _: int, body: memoryview) -> Answer:
-        return self._listed(body, with_attributes=False)
+        return listed(body, self._listings[fuse.READ_IN.unpack_from(body)[0]])
 
     def _readdirplus(self, _: int, body: memoryview) -> Answer:
-        return self._listed(body, with_attributes=True)
-
-    def _listed(self, body: memoryview, *, with_attributes: bool) -> bytearray:
-        fh, offset, size, _ = fuse.READ_IN.unpack_from(body)
-        names = self._listings[fh]
-        entries = Entries(size, with_attributes=with_attributes)
-        for index in range(offset, len(names)):
-            encoded = os.fsencode(names[index])
-            if not entries.has_room(encoded):
-                break
-            about = (zlib.crc32(encoded) + 1, 0o040000)
-            entries.add(encoded, index + 1, about, Entries.NOTHING)
-        return entries.body
+        return listed(body, self._listings[fuse.READ_IN.unpack_from(body)[0]], lambda _: NOTHING)
 
 
 def _close(tree: Tree) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 from overlayrun.errors import MountError, OverlayrunError
 from overlayrun.files import remove_tree
 from overlayrun.kernel import abi, namespaces, syscalls
+from overlayrun.kernel.passed import receive
 from overlayrun.layers.marks import write_whiteout
 from overlayrun.sandbox import aside, mounts
 from overlayrun.sandbox.plan import Overlay, tree_plan
@@ -106,10 +107,9 @@ def _from_child(work: Callable[[], int], *, private: bool) -> int:
             os._exit(0)
     theirs.close()
     with ours:
-        said, fds, _, _ = socket.recv_fds(ours, _LONGEST, 1)
+        said, fds, _ = receive(ours, _LONGEST, 1)
     os.waitpid(pid, 0)
     if fds:
-        os.set_inheritable(fds[0], False)  # noqa: FBT003  # its parameters have no names
         return fds[0]
     number, _, words = said.decode("utf-8", "replace").partition(" ")
     raise OSError(int(number or errno.EIO), words or "the process that mounts was killed")

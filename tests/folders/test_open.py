@@ -110,7 +110,7 @@ def test_a_branch_that_a_command_runs_in_is_shown_live(opened: UserRepo) -> None
     place = made(opened, "live")
     (place / "before").write_text("before\n")
     wait = (
-        "while ! test -e from-outside; do sleep 0.05; done; cat before from-outside; echo x >> from-outside"
+        "while ! test -s from-outside; do sleep 0.05; done; cat before from-outside; echo x >> from-outside"
     )
     with opened.started("-b", "live", "--", "sh", "-c", f"echo in > from-inside; {wait}") as run:
         wait_until((place / "from-inside").exists, "what the command wrote")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from overlayrun import keeper
 from overlayrun.kernel import abi, namespaces, syscalls
+from overlayrun.kernel.passed import receive
 from overlayrun.sandbox.limits import LimitOptions
 from overlayrun.watchdog import SOONEST, Watchdog, close_all_but, reason_to_end
 
@@ -229,7 +230,7 @@ class _Server:
 
     def _take(self) -> bool:
         """A new run; false when none will come any more."""
-        data, fds, _, _ = socket.recv_fds(self._requests, _LONGEST, 3, socket.MSG_CMSG_CLOEXEC)
+        data, fds, _ = receive(self._requests, _LONGEST, 3)
         try:
             run = _Run(data, fds)
         except (OSError, ValueError):  # too many descriptors, or no such place: who asked sees a closed pipe

@@ -25,6 +25,7 @@ from overlayrun.batch.engines.lookout import Lookout
 from overlayrun.batch.task import Attempt, AttemptKey
 from overlayrun.errors import HostError
 from overlayrun.kernel import abi, namespaces, syscalls
+from overlayrun.kernel.passed import receive
 from overlayrun.model import TreeId
 from overlayrun.supervisor import PASSED_ON
 
@@ -143,7 +144,7 @@ def _serve(shared: Shared, requests: socket.socket, parent: int, other: int) -> 
             signal.signal(number, signal.SIG_DFL)
         lookout = Lookout()
         while True:
-            data, fds, _, _ = socket.recv_fds(requests, 1, 2, socket.MSG_CMSG_CLOEXEC)
+            data, fds, _ = receive(requests, 1, 2)
             if not data:
                 break
             requests.send(_ANSWER.pack(_fork(shared, lookout, fds, parent, requests.fileno())))

@@ -13,7 +13,7 @@ from overlayrun.chosen_backend import choose_backend, make_whole, mark_finished,
 from overlayrun.errors import OverlayrunError, RefMoved, StoreError, UsageError, WorkspaceBusy
 from overlayrun.files import identity_of, remove_tree, write_whole
 from overlayrun.model import BranchName, DirtyPolicy, HomePolicy, RunOptions
-from overlayrun.removal import clear_half_made, drop
+from overlayrun.removal import await_maker, clear_half_made, drop
 from overlayrun.sandbox.plan import OBJECTS
 from overlayrun.sandbox.profiles import NO_PROFILE, parse_profile, profile_of
 from overlayrun.sandbox.seeds import excluded
@@ -147,8 +147,11 @@ def _refuse_what_is_missing(repository: Repository, options: RunOptions) -> None
             resolve_commit(repository, branch_ref(into))
 
 
-def _refuse_taken(repository: Repository, layout: Layout, name: BranchName) -> None:
-    """Raise for a name that another branch has or blocks, before anything slow begins."""
+def _refuse_taken(repository: Repository, layout: Layout, name: BranchName, own: str = "") -> None:
+    """Raise for a name that another branch has or blocks, before anything slow begins.
+
+    own: see `await_maker`.
+    """
     clear_half_made(layout, repository.common_dir)
     if name == repository.branch:
         raise UsageError(
@@ -159,6 +162,9 @@ def _refuse_taken(repository: Repository, layout: Layout, name: BranchName) -> N
     except UsageError:
         if other := name_in_the_way(repository.common_dir, branch_ref(name)):
             raise blocked_name(branch_ref(name), other) from None
+        return
+    if await_maker(layout, name, own):
+        _refuse_taken(repository, layout, name, own)
         return
     for place in broken(layout):
         if not is_locked(f"{place}/lock"):  # else it is being made: ours may be
@@ -335,7 +341,7 @@ def claim(
             _make_refs(repository, name, list(_first_refs(record)))
         except RefMoved:
             if given:
-                _refuse_taken(repository, layout, given)
+                _refuse_taken(repository, layout, given, record.id)
                 update_refs(repository.common_dir, list(_first_refs(record)), why="start")
                 return
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from overlayrun.files import read_bytes, remove_tree
 from overlayrun.store.git import git
@@ -11,8 +12,13 @@ from overlayrun.workspace.lock import is_locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from overlayrun.workspace.layout import Layout, WorkspaceLayout
     from overlayrun.workspace.record import Record
+
+_PATIENCE: Final = 5.0  # seconds for a killed process to be gone, which may be far into a copy
+_PAUSE: Final = 0.02
 
 
 def clear_half_made(layout: Layout, common_dir: str) -> None:
@@ -38,6 +44,29 @@ def clear_half_made(layout: Layout, common_dir: str) -> None:
         lines = "".join(f"delete {ref}\n" for ref in (base_ref(name), dirty_ref(name)))
         git(["update-ref", "--stdin"], git_dir=common_dir, input=lines.encode(), check=False)
         remove_tree(place.root)
+
+
+def await_maker(layout: Layout, branch: str, own: str) -> bool:
+    """Wait while somebody makes a workspace of this branch; whether he has made it, or was killed at it.
+
+    own: identifier of the workspace that the caller makes.
+    """
+    others = [layout.workspace(name) for name in os.listdir(layout.workspaces) if name != own]
+    makers = [place for place in others if _is_being_made(place, branch)]
+    end = time.monotonic() + _PATIENCE
+    while any(_is_being_made(place, branch) for place in makers):
+        if time.monotonic() > end:
+            return False
+        time.sleep(_PAUSE)
+    return bool(makers)
+
+
+def _is_being_made(place: WorkspaceLayout, branch: str) -> bool:
+    try:
+        is_claimed = not os.path.exists(place.record) and read_bytes(place.claim) == branch.encode()
+    except FileNotFoundError:
+        return False
+    return is_claimed and is_locked(place.lock)
 
 
 def _holds_work(place: WorkspaceLayout) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -257,6 +258,20 @@ def test_a_branch_whose_start_was_killed_can_be_used_again(repo: UserRepo) -> No
     (repo.workspace() / "record.json").unlink()
     done = repo.sh("echo x >new")
     assert done.code == 0, str(done)
+    assert repo.show("b", "new") == "x\n"
+
+
+def test_who_dies_while_he_makes_a_workspace_is_waited_for(repo: UserRepo) -> None:
+    """A batch that is resumed at once meets the processes of the one that was killed."""
+    repo.inside("true")
+    place = repo.workspace()
+    (place / "record.json").unlink()
+    with (place / "lock").open() as dying:
+        fcntl.flock(dying, fcntl.LOCK_EX)
+        with repo.started("-b", "b", "--", "sh", "-c", "echo x >new") as run:
+            time.sleep(0.5)  # by then it had given up, without waiting
+            fcntl.flock(dying, fcntl.LOCK_UN)
+            assert run.end() == 0, run.text()
     assert repo.show("b", "new") == "x\n"
 
 

@@ -45,6 +45,14 @@ def git_in(repo: UserRepo, place: Path, *args: str) -> str:
     return repo.at(place).git(*args)
 
 
+def until_settled(place: Path) -> None:
+    """A folder was given back: for a moment its directory counts as removed for who is in it."""
+    stay = 'cd "$1" && sleep 0.2 && pwd -P'
+    wait_until(
+        lambda: not subprocess.run(["sh", "-c", stay, "sh", place], check=False).returncode, "a folder"
+    )
+
+
 def ask(repo: UserRepo, *args: str) -> dict[str, Any]:
     done = repo.overlayrun(*args, "--json")
     assert done.code == 0, str(done)
@@ -168,10 +176,12 @@ def test_only_what_is_nowhere_else_keeps_a_folder(opened: UserRepo) -> None:
     with pytest.raises(OSError, match="not empty"):
         place.rmdir()
     assert (place / "work").read_text() == "work\n"
+    until_settled(place)
     git_in(opened, place, "switch", "-qc", "aside")
     opened.git("branch", "elsewhere", "full")
     with pytest.raises(OSError, match="not empty"):  # a branch of its own git
         place.rmdir()
+    until_settled(place)
     git_in(opened, place, "switch", "-q", "full")
     git_in(opened, place, "branch", "-D", "aside")
     place.rmdir()

@@ -125,9 +125,8 @@ def recover(repository: Repository, layout: Layout, record: Record, tell: Callab
     """Bring a workspace whose lock we hold to a state that a run can start from.
 
     After a kill the upper layer is whole: the missing snapshot is taken. After a power cut it is doubtful
-    unless it
-    had reached the disk, and so is one that was copied, because copies lose marks: it is put aside and
-    rebuilt from the last snapshot. A fork that nobody has opened yet gets its upper.
+    unless it had reached the disk, and so is one that was copied, because copies lose marks: it is put aside
+    and rebuilt from the last snapshot. A fork that nobody has opened yet gets its upper.
     """
     if record.common_dir != repository.common_dir:  # it was moved since
         record.root, record.common_dir = repository.root, repository.common_dir

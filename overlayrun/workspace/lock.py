@@ -69,13 +69,7 @@ def is_locked(path: str) -> bool:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    return _is_refused(fd, fcntl.LOCK_SH)
 
 
 def share(path: str, *, waits: bool = True) -> int:
@@ -105,8 +99,13 @@ def is_held(path: str) -> bool:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:  # nobody could
         return False
+    return _is_refused(fd, fcntl.LOCK_EX)
+
+
+def _is_refused(fd: int, kind: int) -> bool:
+    """Whether another's lock is in the way of one of ours; the descriptor is closed."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

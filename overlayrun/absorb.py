@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +24,6 @@ from overlayrun.idle import idle_sandbox
 from overlayrun.keeper import Command
 from overlayrun.live import LiveSandbox
 from overlayrun.model import EMPTY_TREE, CommitId, SnapshotReason, TreeId
-from overlayrun.recover import recover, synced_mark
 from overlayrun.sandbox.confinement import Confinement
 from overlayrun.store.commits import format_commit
 from overlayrun.store.landings import Landing, landing_of
@@ -35,9 +34,10 @@ from overlayrun.store.refs import RefUpdate, landed_ref, update_refs
 from overlayrun.store.repo import Repo, SnapshotInfo
 from overlayrun.store.settings import read_settings
 from overlayrun.transplant import change_files
+from overlayrun.workspace.flushed import refuse_torn
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.lock import is_locked, lock
-from overlayrun.workspace.record import Record
+from overlayrun.workspace.record import Record, boot_id
 
 _RESTORED: Final = "Restore snapshot "
 
@@ -156,7 +156,7 @@ def _opened(repository: Repository, layout: Layout, target: Record) -> Iterator[
         raise WorkspaceBusy(f"branch {target.branch} is in use", hint="type it again") from err
     try:
         record = Record.load(place.record)
-        recover(repository, layout, record, lambda _: None)
+        refuse_torn(place, record)
         with _changing(layout, record), idle_sandbox(repository, layout, record) as live:
 
             def take(words: str | None) -> dict[str, Any]:
@@ -175,10 +175,12 @@ def _changing(layout: Layout, record: Record) -> Iterator[None]:
     run, place = record.last_run, layout.workspace(record.id)
     ended = run.ended if run else None
     if run:
-        run.ended = None
-        record.save(place.record)
-        if os.path.exists(synced_mark(layout, record)):
-            os.unlink(synced_mark(layout, record))
+        with suppress(FileNotFoundError):
+            os.unlink(place.synced)
+        run.ended, run.boot = None, boot_id()
+        record.save(
+            place.record
+        )  # flushes the directory, too: no mark comes back that tells of the files before
     try:
         yield
     except OverlayrunError:  # what there is has its snapshot

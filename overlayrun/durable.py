@@ -8,7 +8,7 @@ import time
 from overlayrun.bases.stack import is_synced, mark_synced
 from overlayrun.files import write_whole
 from overlayrun.kernel import syscalls
-from overlayrun.recover import flushed_mark, sync_stamp, synced_mark
+from overlayrun.workspace.flushed import note_synced
 from overlayrun.workspace.record import forget_flushed
 
 TYPE_CHECKING = False
@@ -48,7 +48,18 @@ def _note_flushed(layout: Layout, record: Record, saved: int) -> None:
         return
     if saved == _inode(place.record):
         forget_flushed(place.record)
-    write_whole(synced_mark(layout, record), sync_stamp(record), durable=True)
+    note_synced(place, record)
+
+
+def sync_aside(layout: Layout, record: Record) -> None:
+    """The same for a process that lives on: in a child's child, for which nobody here has to wait."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            sync_in_background(layout, [record])
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def flush_meanwhile(layout: Layout, record: Record) -> None:
@@ -65,8 +76,9 @@ def flush_meanwhile(layout: Layout, record: Record) -> None:
             began = time.time()
             _detach(layout)
             syscalls.syncfs(3)
-            if os.path.isdir(layout.workspace(record.id).root):
-                write_whole(flushed_mark(layout, record), str(began).encode(), durable=True)
+            place = layout.workspace(record.id)
+            if os.path.isdir(place.root):
+                write_whole(place.flushed, str(began).encode(), durable=True)
     finally:
         os._exit(0)
 

@@ -9,7 +9,8 @@ import time
 from overlayrun.errors import OverlayrunError, WorkspaceBusy
 from overlayrun.files import identity_of, read_bytes, remove_tree, write_whole
 from overlayrun.report import printable
-from overlayrun.workspace.lock import is_locked, lock
+from overlayrun.workspace.flushed import is_torn
+from overlayrun.workspace.lock import is_locked, lock, unlock
 from overlayrun.workspace.record import UNFILLED, Record, boot_id
 
 TYPE_CHECKING = False
@@ -28,10 +29,10 @@ _MARGIN: Final = 0.1  # seconds; a file is stamped by a coarser clock than ours,
 
 
 def is_interrupted(layout: Layout, record: Record) -> bool:
-    """Whether the last run was never closed, or a fork is not filled, and no process holds the workspace."""
+    """Whether a run, a fork or a merge came to no end, or the power went; nobody holds the workspace."""
     place = layout.workspace(record.id)
     return (
-        (record.is_open or _is_unfilled(layout, record) or _is_torn(layout, record) or _is_absorbing(place))
+        (record.is_open or _is_unfilled(layout, record) or is_torn(place, record) or _is_absorbing(place))
         and not is_locked(place.lock)
         and not is_locked(place.folder_lock)
     )
@@ -45,13 +46,6 @@ def _is_unfilled(layout: Layout, record: Record) -> bool:
 def _is_absorbing(place: WorkspaceLayout) -> bool:
     """Whether a merge began to change the files, and came to no end."""
     return os.path.exists(place.absorbing)
-
-
-def _is_torn(layout: Layout, record: Record) -> bool:
-    """Whether a branch in which nothing ran went through a power cut before its files were on the disk."""
-    if record.last_run is not None or record.filled is None or record.filled == boot_id():
-        return False
-    return not _reached_disk(layout, record)
 
 
 def _inode(layout: Layout, record: Record) -> int | None:
@@ -82,7 +76,7 @@ def recover_all(repository: Repository, layout: Layout, tell: Callable[[str], No
             why = err.brief if isinstance(err, OverlayrunError) else err
             tell(f"branch {record.branch} was interrupted and can't be recovered now: {why}")
         finally:
-            os.close(held)
+            unlock(held)
 
 
 def save_folders(layout: Layout, tell: Callable[[str], None]) -> None:
@@ -140,24 +134,23 @@ def recover(repository: Repository, layout: Layout, record: Record, tell: Callab
     if is_another and not _is_completed(layout, record):
         tell(f"branch {record.branch} is a copy: rebuilding it from its last snapshot")
         _rebuild(repository, layout, record, tell)
-    if _is_torn(layout, record):
+    torn = is_torn(layout.workspace(record.id), record)
+    if torn:
         tell(f"branch {record.branch} went through a power cut")
         _rebuild(repository, layout, record, tell, is_doubtful=True)
         record.filled = None
         record.save(layout.workspace(record.id).record)
     if _is_absorbing(layout.workspace(record.id)):
         _take_back(repository, layout, record, tell)
-    if run is None:
+    if run is None or not (torn or record.is_open):
         return
-    if run.boot != boot_id() and not _reached_disk(layout, record):
-        tell(f"branch {record.branch} went through a power cut")
-        _rebuild(repository, layout, record, tell, is_doubtful=True)
-    elif record.is_open:
+    from overlayrun.durable import sync_aside
+
+    if not torn:
         _take_missing(repository, layout, record, tell)
-    else:
-        return
     run.ended, run.boot = run.ended or time.time(), boot_id()
     record.save(layout.workspace(record.id).record)
+    sync_aside(layout, record)
 
 
 def _is_completed(layout: Layout, record: Record) -> bool:
@@ -165,31 +158,6 @@ def _is_completed(layout: Layout, record: Record) -> bool:
     from overlayrun.swap import complete
 
     return complete(layout, record) is not None
-
-
-def synced_mark(layout: Layout, record: Record) -> str:
-    """File whose content says of which run and boot the upper layer is on the disk."""
-    return f"{layout.workspace(record.id).root}/synced"
-
-
-def flushed_mark(layout: Layout, record: Record) -> str:
-    """File that says when all that the workspace then held was on the disk, in seconds since the epoch."""
-    return f"{layout.workspace(record.id).root}/flushed"
-
-
-def sync_stamp(record: Record) -> bytes:
-    """What the mark must say for the last run; of a fork in which nothing ran, for its copies."""
-    if record.last_run is None:
-        return f"{record.filled} 0".encode()
-    return f"{record.last_run.boot} {record.last_run.number}".encode()
-
-
-def _reached_disk(layout: Layout, record: Record) -> bool:
-    try:
-        with open(synced_mark(layout, record), "rb") as file:
-            return file.read() == sync_stamp(record)
-    except FileNotFoundError:
-        return False
 
 
 def _take_missing(
@@ -244,11 +212,11 @@ def _clear_half_written(objects: str) -> None:
                 os.unlink(entry.path)
 
 
-def _whole_before(layout: Layout, record: Record) -> float:
+def _whole_before(place: WorkspaceLayout, record: Record) -> float:
     """When all that was there had reached the disk: at a snapshot, or as the last run began; else 0."""
-    flushed = _note(flushed_mark(layout, record))
+    flushed = _note(place.flushed)
     times = [float(flushed)] if flushed else []
-    number = _note(synced_mark(layout, record)).rpartition(" ")[2]
+    number = _note(place.synced).rpartition(" ")[2]
     if record.last_run is not None and number == str(record.last_run.number - 1):
         times.append(record.last_run.started)
     return max(times) - _MARGIN if times else 0.0
@@ -271,7 +239,7 @@ def _rebuild(
 ) -> None:
     from overlayrun.restore import ALWAYS, rebuild
 
-    limit = _whole_before(layout, record) if is_doubtful else ALWAYS
+    limit = _whole_before(layout.workspace(record.id), record) if is_doubtful else ALWAYS
     aside = rebuild(repository, layout, record, number=None, whole_before=limit)
     tell(f"branch {record.branch} is rebuilt from its last snapshot; what was there is in {aside}")
     if is_doubtful:

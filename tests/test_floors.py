@@ -67,8 +67,8 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
     ),
     (
         (
-            *("control", "workspace.layout", "workspace.record", "workspace.lock", "workspace.catalogue"),
-            "workspace.names",
+            *("control", "workspace.layout", "workspace.record", "workspace.flushed", "workspace.lock"),
+            *("workspace.catalogue", "workspace.names"),
         ),
     ),
     (
@@ -140,8 +140,8 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
                 "report",
                 "restore",
                 "transplant",
-                "recover",
                 "durable",
+                "recover",
                 "reconcile.steps",
                 "reconcile.backup",
                 "reconcile.worktrees",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Until = Callable[..., None]
 KILLS: Final = 200
 GROUPS: Final = 8
+_EARLIER: Final = "00000000-0000-0000-0000-000000000000"  # a boot's id
 
 # Counts up; after each turn asks for a snapshot and, once that is acknowledged, says so on standard output.
 WRITER: Final = r"""
@@ -177,7 +178,7 @@ def _other_boot(repo: UserRepo, *, open_run: bool) -> None:
     """What a power cut leaves: a record of another boot, and perhaps no clean end."""
     path = repo.records()["b"]["path"]
     data = json.loads(path.read_text())
-    data["last_run"]["boot"] = "00000000-0000-0000-0000-000000000000"
+    data["last_run"]["boot"] = _EARLIER
     if open_run:
         data["last_run"]["ended"] = data["last_run"]["status"] = None
     path.write_text(json.dumps(data))
@@ -235,6 +236,68 @@ def test_power_cut_after_a_clean_end_loses_nothing(repo: UserRepo) -> None:
     _other_boot(repo, open_run=False)
     assert repo.inside("cat new") == "x\n"
     assert repo.show("b", "new") == "x\n"
+
+
+def _tear(repo: UserRepo, until: Until) -> None:
+    """What a power cut leaves right after a run that wrote `new`."""
+    place = repo.workspace()
+    until((place / "synced").exists, "the flush is over")
+    (place / "synced").unlink()
+    (place / "upper/new").write_text("")
+    _other_boot(repo, open_run=False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["snapshot b", "sync b", "restore b @{1}", "fork b -b f", "merge c --into b"],
+    ids=lambda it: it.split()[0],
+)
+def test_what_the_cut_tore_gets_into_no_snapshot(repo: UserRepo, until: Until, words: str) -> None:
+    """The run had ended, and its files were not on the disk yet: the first command of all rebuilds them."""
+    repo.inside("echo w >new; overlayrun snapshot >/dev/null; echo x >new")
+    repo.sh("echo c >c", branch="c")
+    repo.commit("user's", users="user\n")
+    _tear(repo, until)
+    done = repo.overlayrun(*words.split())
+    assert done.code == 0, str(done)
+    assert "went through a power cut" in done.err
+    branch = "f" if words.startswith("fork") else "b"
+    expected = "w\n" if words.startswith("restore") else "x\n"
+    assert repo.show(branch, "new") == expected
+    assert repo.sh("cat new", branch=branch).out == expected
+    taken = repo.git("rev-list", "--glob=refs/overlayrun/snapshots", "--", "new").split()
+    assert "" not in [repo.show(each, "new") for each in taken]
+
+
+@pytest.mark.parametrize(
+    "words", ["snapshot b", "sync b", "restore b @{1}", "fork b -b f", "merge c --into b"]
+)
+def test_what_is_torn_and_can_not_be_rebuilt_is_left_alone(repo: UserRepo, until: Until, words: str) -> None:
+    repo.inside("echo w >new; overlayrun snapshot >/dev/null; echo x >new")
+    repo.sh("echo c >c", branch="c")
+    repo.commit("user's", users="user\n")
+    _tear(repo, until)
+    before, obstacle = repo.refs(), repo.workspace() / "kept"
+    obstacle.write_text("")  # as good as a full disk
+    done = repo.overlayrun(*words.split())
+    assert done.code == 3, str(done)
+    assert "branch b went through a power cut and is not rebuilt yet" in done.err
+    assert repo.refs() == before
+    obstacle.unlink()
+    assert repo.inside("cat new") == "x\n"
+
+
+def test_what_is_merged_into_a_branch_of_an_earlier_boot_is_of_this_one(repo: UserRepo, until: Until) -> None:
+    repo.inside("echo x >new")
+    repo.sh("echo c >c", branch="c")
+    mark = repo.workspace() / "synced"
+    until(mark.exists, "the flush is over")
+    mark.write_text(f"{_EARLIER} 1")
+    _other_boot(repo, open_run=False)
+    assert repo.overlayrun("merge", "c", "--into", "b").code == 0
+    until(mark.exists, "the flush is over")
+    mark.unlink()  # as if the flush were not over
+    assert "power cut" not in repo.overlayrun("ls").err
 
 
 def test_a_reboot_long_after_is_no_power_cut(repo: UserRepo) -> None:

@@ -23,7 +23,7 @@ from overlayrun.store.refs import RefUpdate, branch_ref
 from overlayrun.store.repo import Repo
 from overlayrun.workspace.catalogue import find_exact
 from overlayrun.workspace.layout import Layout
-from overlayrun.workspace.lock import lock
+from overlayrun.workspace.lock import lock, unlock
 from overlayrun.workspace.record import Record
 
 _SHOWN: Final = 10
@@ -82,7 +82,7 @@ def free_branch(repository: Repository, layout: Layout, attempt: Attempt, tell: 
         _keep_branch(repository, layout, record, ref, tell)
         drop(layout, record, branch=True)
     finally:
-        os.close(held)
+        unlock(held)
 
 
 def keep_left(repository: Repository, layout: Layout, attempt: Attempt, tell: Tell) -> CommitId | None:
@@ -104,7 +104,7 @@ def keep_left(repository: Repository, layout: Layout, attempt: Attempt, tell: Te
     try:
         return _keep_branch(repository, layout, record, attempt.ref, tell)
     finally:
-        os.close(held)
+        unlock(held)
 
 
 def _keep_branch(

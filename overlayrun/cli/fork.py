@@ -19,6 +19,7 @@ from overlayrun.fork import Forked, Wanted, flush_forks, fork_answer, make_forks
 from overlayrun.model import SnapshotReason
 from overlayrun.recover import recover_all
 from overlayrun.workspace.catalogue import find
+from overlayrun.workspace.flushed import refuse_torn
 from overlayrun.workspace.lock import lock
 from overlayrun.workspace.record import UNFILLED, Record
 
@@ -87,6 +88,7 @@ def _make(here: Here, source: Record, wanted: Wanted) -> tuple[list[Forked], dic
             continue
         try:
             record = _loaded(here, source)
+            refuse_torn(here.layout.workspace(record.id), record)
             wanted.is_quiet = not record.is_open
             taken = _take(here, record) if record.is_open else None
             return make_forks(here.layout, record, wanted), taken

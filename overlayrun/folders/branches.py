@@ -21,7 +21,6 @@ from overlayrun.folders.shown import (
     open_own,
     show,
     take,
-    unlock,
     words_of,
 )
 from overlayrun.model import RunOptions
@@ -31,7 +30,7 @@ from overlayrun.removal import drop
 from overlayrun.store.location import find_repository, resolve_commit
 from overlayrun.store.repo import Repo
 from overlayrun.workspace.catalogue import find_exact, records
-from overlayrun.workspace.lock import lock
+from overlayrun.workspace.lock import lock, unlock
 from overlayrun.workspace.record import Record
 
 _QUIET: Final = 0.5  # seconds after the last write until a snapshot

@@ -8,7 +8,6 @@ asks us first to let go (`workspace.lock`).
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from typing import Final
 from overlayrun.bases.gitdir import is_touched
 from overlayrun.capture import capture
 from overlayrun.control import ask
-from overlayrun.durable import sync_in_background
+from overlayrun.durable import sync_aside
 from overlayrun.errors import (
     HostError,
     OverlayrunError,
@@ -41,7 +40,7 @@ from overlayrun.sandbox.aside import finish
 from overlayrun.snapshot import LeftOutReason, Snapshot
 from overlayrun.store.location import find_repository
 from overlayrun.workspace.layout import Layout, WorkspaceLayout
-from overlayrun.workspace.lock import is_locked, lock, shown_here
+from overlayrun.workspace.lock import is_locked, lock, shown_here, unlock
 from overlayrun.workspace.record import Record, Run, boot_id
 
 COMMAND: Final = "open"
@@ -220,12 +219,6 @@ def give_back(scene: Scene, one: Shown) -> None:
             _release(one.place, one.lock)
 
 
-def unlock(held: int) -> None:
-    """Let go of a lock for everybody: a child that has just been forked may hold it open still."""
-    fcntl.flock(held, fcntl.LOCK_UN)
-    os.close(held)
-
-
 def _release(place: WorkspaceLayout, held: int) -> None:
     unlock(held)
     shown_here.discard(place.root)
@@ -256,7 +249,7 @@ def _settle(scene: Scene, one: Shown) -> None:
     assert record.last_run is not None
     record.last_run.ended, record.last_run.status = time.time(), 0
     record.save(one.place.record)
-    _flush(scene.layout, record)
+    sync_aside(scene.layout, record)
 
 
 def _last(scene: Scene, one: Shown) -> Snapshot | None:
@@ -277,14 +270,3 @@ def _end_inside(scene: Scene, one: Shown, head: CommitId | None) -> None:
             hand_over(live, one.place, head)
     except (HostError, StoreError) as err:
         scene.tell(f"branch {one.record.branch}: the agent's own .git stays behind: {err.brief}")
-
-
-def _flush(layout: Layout, record: Record) -> None:
-    """In a child's child, so that nobody here has to wait for it."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            sync_in_background(layout, [record])
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)

@@ -138,6 +138,16 @@ class WorkspaceLayout:
         return f"{self.root}/absorbing"
 
     @property
+    def synced(self) -> str:
+        """Says of which run and boot all is on the disk: see `flushed.sync_stamp`."""
+        return f"{self.root}/synced"
+
+    @property
+    def flushed(self) -> str:
+        """Says when all that was there then was on the disk, in seconds since the epoch."""
+        return f"{self.root}/flushed"
+
+    @property
     def throwaway(self) -> str:
         """Mark of a throwaway, which has no record."""
         return f"{self.root}/throwaway"

@@ -45,6 +45,12 @@ def lock(path: str) -> int:
     return fd
 
 
+def unlock(held: int) -> None:
+    """Let go of a lock for everybody: a child that has just been forked may hold it open still."""
+    fcntl.flock(held, fcntl.LOCK_UN)
+    os.close(held)
+
+
 def _take_from_folder(workspace: str) -> None:
     """Let `overlayrun open` give a workspace back, which it shows as a folder."""
     if workspace in shown_here:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,21 +19,17 @@ from overlayrun.capture import answer_of, capture
 from overlayrun.control import ask
 from overlayrun.durable import sync_in_background
 from overlayrun.errors import OverlayrunError, RefMoved, UsageError, WorkspaceBusy, WorkspaceError
-from overlayrun.files import write_whole
 from overlayrun.idle import idle_sandbox
-from overlayrun.keeper import Command
-from overlayrun.live import LiveSandbox
 from overlayrun.model import EMPTY_TREE, CommitId, SnapshotReason, TreeId
-from overlayrun.sandbox.confinement import Confinement
 from overlayrun.store.commits import format_commit
 from overlayrun.store.landings import Landing, landing_of
 from overlayrun.store.location import Repository
-from overlayrun.store.merger import Conflict, Merged, merge_once
+from overlayrun.store.merger import Conflict, merge_once
 from overlayrun.store.pack import ObjectWriter
 from overlayrun.store.refs import RefUpdate, landed_ref, update_refs
 from overlayrun.store.repo import Repo, SnapshotInfo
 from overlayrun.store.settings import read_settings
-from overlayrun.transplant import change_files
+from overlayrun.transplant import transplant
 from overlayrun.workspace.flushed import refuse_torn
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.lock import is_locked, lock
@@ -59,12 +55,11 @@ class Absorbed:
 class _Open:
     """A workspace whose files may be changed. take: a snapshot of it, in these words.
 
-    mark: file that lets the next command take back what a kill leaves half done; None where a run goes on.
+    change: from a snapshot to a tree, then a snapshot in these words; see `transplant`.
     """
 
-    live: LiveSandbox
-    take: Any
-    mark: str | None = None
+    take: Callable[[str | None], dict[str, Any]]
+    change: Callable[[SnapshotInfo, TreeId, str], tuple[bool, dict[str, Any]]]
 
 
 def absorb(
@@ -106,37 +101,22 @@ def _merge(
     told = f"{files} file{'s' * (files != 1)}"
     if dry_run:
         return Absorbed(f"{source.branch} would come into {target.branch} ({told})", files)
-    with _marked(opened, ours):
-        _apply(opened, target, repo, ours.tree, merged)
-        taken = opened.take(f"Merge {source.branch}")
+    is_done, taken = opened.change(ours, merged.tree, f"Merge {source.branch}")
+    if not is_done:
+        raise _unchanged(target, taken)
     _note(repo, target, source, CommitId(taken["commit"]), theirs.commit)
     said = f"{source.branch} is merged into {target.branch}'s workspace ({told}): snapshot {taken['number']}"
     return Absorbed(said, files, snapshot=taken)
 
 
-@contextmanager
-def _marked(opened: _Open, ours: SnapshotInfo) -> Iterator[None]:
-    if opened.mark:
-        write_whole(opened.mark, b"%d" % ours.number, durable=False)
-    try:
-        yield
-    finally:
-        if opened.mark:
-            os.unlink(opened.mark)
-
-
-def _apply(opened: _Open, target: Record, repo: Repo, old: TreeId, merged: Merged) -> None:
-    """Change the files from the tree `old` to the merged one, all or nothing."""
-    if change_files(opened.live, repo.git_dir, old, merged.tree):
-        return
-    now = opened.take(None)
+def _unchanged(target: Record, now: dict[str, Any]) -> WorkspaceError:
     branch = target.branch
     if now["unchanged"]:
-        raise WorkspaceError(
+        return WorkspaceError(
             f"branch {branch} has other files in the way now; nothing was changed",
             hint="once it is at rest, or they are gone, type it again",
         )
-    raise WorkspaceError(  # its command goes on writing, or its disk is full
+    return WorkspaceError(  # its command goes on writing, or its disk is full
         f"the merge came to no end, and branch {branch} has changed meanwhile: snapshot {now['number']}",
         hint=f"overlayrun diff {branch}@{{1}}..{branch}; to go back there: overlayrun restore {branch}@{{1}}",
     )
@@ -147,8 +127,7 @@ def _opened(repository: Repository, layout: Layout, target: Record) -> Iterator[
     """The workspace's sandbox: the one that runs, or one without a command, with the lock held."""
     place = layout.workspace(target.id)
     if is_locked(place.lock):
-        with _joined(layout, target) as opened:
-            yield opened
+        yield _running(layout, target)
         return
     try:
         held = lock(place.lock)
@@ -162,11 +141,21 @@ def _opened(repository: Repository, layout: Layout, target: Record) -> Iterator[
             def take(words: str | None) -> dict[str, Any]:
                 return answer_of(capture(layout, record, SnapshotReason.REQUEST, words, live))
 
-            yield _Open(live, take, place.absorbing)
+            def change(ours: SnapshotInfo, new: TreeId, words: str) -> tuple[bool, dict[str, Any]]:
+                start = ours.number, ours.tree
+                return transplant(
+                    live,
+                    record.common_dir,
+                    place.absorbing,
+                    start,
+                    new,
+                    lambda is_done: take(words if is_done else None),
+                )
+
+            yield _Open(take, change)
     finally:
         os.close(held)
-        if target.last_run:
-            sync_in_background(layout, [Record.load(place.record)])
+        sync_in_background(layout, [Record.load(place.record)])
 
 
 @contextmanager
@@ -174,13 +163,13 @@ def _changing(layout: Layout, record: Record) -> Iterator[None]:
     """Let the record be open meanwhile: after a kill the next command takes a snapshot of what there is."""
     run, place = record.last_run, layout.workspace(record.id)
     ended = run.ended if run else None
+    with suppress(FileNotFoundError):
+        os.unlink(place.synced)
     if run:
-        with suppress(FileNotFoundError):
-            os.unlink(place.synced)
         run.ended, run.boot = None, boot_id()
-        record.save(
-            place.record
-        )  # flushes the directory, too: no mark comes back that tells of the files before
+    else:
+        record.filled = boot_id()
+    record.save(place.record)  # flushes the directory, too: no mark of the files before comes back
     try:
         yield
     except OverlayrunError:  # what there is has its snapshot
@@ -195,28 +184,23 @@ def _close(layout: Layout, record: Record, ended: float | None) -> None:
         record.save(layout.workspace(record.id).record)
 
 
-@contextmanager
-def _joined(layout: Layout, target: Record) -> Iterator[_Open]:
-    place = layout.workspace(target.id)
-    answer, joined = ask(place.sockets, "outside", {"op": "join"})
-    try:
-        if "environment" not in answer or not joined:
-            raise WorkspaceError(
-                f"the run of branch {target.branch} can't be joined", hint="see: overlayrun status"
-            )
-        command = Command([], answer["root"], answer["environment"])
-        command.confinement = Confinement.from_json(answer["confinement"])
+def _running(layout: Layout, target: Record) -> _Open:
+    """Under a run it is its supervisor that changes the files: a kill of this command does not part them."""
 
-        def take(words: str | None) -> dict[str, Any]:
-            told, _ = ask(place.sockets, "outside", {"op": "snapshot", "message": words})
-            if "error" in told:
-                raise WorkspaceError(f"no snapshot was taken: {told['error']}", hint=told.get("hint"))
-            return told
+    def asked(request: dict[str, Any]) -> dict[str, Any]:
+        told, _ = ask(layout.workspace(target.id).sockets, "outside", request)
+        if "error" in told:
+            raise WorkspaceError(f"no snapshot was taken: {told['error']}", hint=told.get("hint"))
+        return told
 
-        yield _Open(LiveSandbox.of_another(joined, command), take)
-    finally:
-        for fd in joined:
-            os.close(fd)
+    def take(words: str | None) -> dict[str, Any]:
+        return asked({"op": "snapshot", "message": words})
+
+    def change(ours: SnapshotInfo, new: TreeId, words: str) -> tuple[bool, dict[str, Any]]:
+        told = asked({"op": "change", "number": ours.number, "old": ours.tree, "new": new, "message": words})
+        return told["done"], told
+
+    return _Open(take, change)
 
 
 def _landing(repo: Repo, target: Record, source: Record) -> Landing | None:

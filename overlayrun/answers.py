@@ -12,7 +12,10 @@ from overlayrun.capture import answer_of
 from overlayrun.errors import OverlayrunError, SnapshotError, UsageError
 from overlayrun.fork import Wanted, fork_answer
 from overlayrun.hearing import hear, words_of
+from overlayrun.keeper import Command
+from overlayrun.live import LiveSandbox
 from overlayrun.model import SnapshotReason
+from overlayrun.transplant import transplant
 from overlayrun.whereami import whereami
 
 TYPE_CHECKING = False
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
 
     from overlayrun.fork import Forks
     from overlayrun.guests import Guests
-    from overlayrun.live import LiveSandbox
     from overlayrun.snapshot import Snapshot
     from overlayrun.workspace.layout import Layout
     from overlayrun.workspace.record import Record
@@ -88,6 +90,8 @@ class Answers:
             return self._guarded(
                 lambda: self._snapshot(request, force_large=request.get("force_large") is True)
             )
+        if request["op"] == "change":
+            return self._guarded(lambda: self._change(request))
         return self.inside(request)
 
     def inside(self, request: dict[str, Any]) -> Reply:
@@ -125,6 +129,23 @@ class Answers:
         words = words_of(self._layout, self._record, request)
         taken = self._take(SnapshotReason.REQUEST, words, force_large=force_large)
         return _fitting({"branch": self._record.branch, **answer_of(taken)})
+
+    def _change(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Bring the files from one tree to another: a kill of the command that merges does not cut it off."""
+        if self._take is None:
+            return {"error": "a throwaway run takes no snapshots"}
+        take, words = self._take, request["message"]
+        inside = Command([], self.root, self._live.command.environment)
+        inside.confinement = self._live.command.confinement
+        done, taken = transplant(
+            LiveSandbox.of_another(self._live.joined, inside),
+            self._record.common_dir,
+            self._layout.workspace(self._record.id).absorbing,
+            (request["number"], request["old"]),
+            request["new"],
+            lambda is_done: answer_of(take(SnapshotReason.REQUEST, words if is_done else None)),
+        )
+        return _fitting({"branch": self._record.branch, **taken, "done": done})
 
     def _session(self, request: dict[str, Any]) -> dict[str, Any]:
         told = hear(self._layout, self._record, request.get("account"), leads=True)

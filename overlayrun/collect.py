@@ -43,7 +43,7 @@ def garbage(layout: Layout, *, max_age: float = 14 * DAY, max_size: int | None =
     """
     known = list(records(layout))
     found = [*_leftovers(layout), *_throwaways(layout), *_kept(layout, known)]
-    found += [*_checks(layout), *_batches(layout)]
+    found += [*_checks(layout), *_batches(layout), *_torn(layout)]
     cutoff = time.time() - max_age
     spare: list[tuple[float, Garbage]] = []
     for used, item in [*_layers(layout, known), *_landed(layout, known)]:
@@ -81,10 +81,19 @@ def _kept(layout: Layout, known: list[Record]) -> Iterator[Garbage]:
     for record in known:
         place = layout.workspace(record.id)
         for entry in os.scandir(place.kept) if os.path.isdir(place.kept) else ():
-            if time.time() - entry.stat().st_mtime > KEPT:
+            since = entry.stat().st_mtime
+            # After a power cut a machine's clock may stand in another century until it is set.
+            if time.time() - since > KEPT and since >= record.created:
                 yield Garbage(
                     entry.path, disk_usage(entry.path), f"put aside when {record.branch} was restored"
                 )
+
+
+def _torn(layout: Layout) -> Iterator[Garbage]:
+    """All of it, when the last was put there long ago: a directory's time is that of its newest name."""
+    times = [os.stat(directory).st_mtime for directory, _, _ in os.walk(layout.torn)]
+    if times and time.time() - max(times) > KEPT:
+        yield Garbage(layout.torn, disk_usage(layout.torn), "what a power cut tore of git's files")
 
 
 def _checks(layout: Layout) -> Iterator[Garbage]:

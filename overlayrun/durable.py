@@ -6,17 +6,17 @@ import os
 import time
 
 from overlayrun.bases.stack import is_synced, mark_synced
+from overlayrun.errors import WorkspaceBroken
 from overlayrun.files import write_whole
 from overlayrun.kernel import syscalls
 from overlayrun.workspace.flushed import note_synced
-from overlayrun.workspace.record import forget_flushed
+from overlayrun.workspace.record import Record, forget_flushed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from overlayrun.workspace.layout import Layout
-    from overlayrun.workspace.record import Record
+    from overlayrun.workspace.layout import Layout, WorkspaceLayout
 
 
 def sync_in_background(layout: Layout, records: Sequence[Record]) -> None:
@@ -30,7 +30,7 @@ def sync_in_background(layout: Layout, records: Sequence[Record]) -> None:
     try:
         _detach(layout)
         layers = {*_masters(layout), *(layer for record in records for layer in record.stack)}
-        saved = {record.id: _inode(layout.workspace(record.id).record) for record in records}
+        saved = {record.id: _version(layout.workspace(record.id).record) for record in records}
         syscalls.syncfs(3)
         for layer in layers:
             if not is_synced(layout, layer):
@@ -41,14 +41,29 @@ def sync_in_background(layout: Layout, records: Sequence[Record]) -> None:
         os._exit(0)
 
 
-def _note_flushed(layout: Layout, record: Record, saved: int) -> None:
-    """saved: inode of the record's file before the flush; another has come since where it differs."""
+def _note_flushed(layout: Layout, record: Record, saved: tuple[int, int]) -> None:
+    """saved: version of the record's file before the flush.
+
+    Where another has come since, a merge or a restore of the same run may have changed files under the flush:
+    these flush them again. A run that has begun since does not go on from other files than were flushed.
+    """
     place = layout.workspace(record.id)
     if not os.path.isdir(place.root):
         return
-    if saved == _inode(place.record):
+    if saved == _version(place.record):
         forget_flushed(place.record)
+    elif _number(place) <= (record.last_run.number if record.last_run else 0):
+        return
     note_synced(place, record)
+
+
+def _number(place: WorkspaceLayout) -> int:
+    """Of the last run, as the record says now."""
+    try:
+        run = Record.load(place.record).last_run
+    except WorkspaceBroken:  # it is being removed
+        return 0
+    return run.number if run else 0
 
 
 def sync_aside(layout: Layout, record: Record) -> None:
@@ -78,16 +93,19 @@ def flush_meanwhile(layout: Layout, record: Record) -> None:
             syscalls.syncfs(3)
             place = layout.workspace(record.id)
             if os.path.isdir(place.root):
-                write_whole(place.flushed, str(began).encode(), durable=True)
+                number = record.last_run.number if record.last_run else 0
+                write_whole(place.flushed, f"{began} {number}".encode(), durable=True)
     finally:
         os._exit(0)
 
 
-def _inode(path: str) -> int:
+def _version(path: str) -> tuple[int, int]:
+    """Inode and ctime (ns): the number alone is given again to the file after the next."""
     try:
-        return os.stat(path).st_ino
+        info = os.stat(path)
     except FileNotFoundError:
-        return 0
+        return 0, 0
+    return info.st_ino, info.st_ctime_ns
 
 
 def _detach(layout: Layout) -> None:

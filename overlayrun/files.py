@@ -121,7 +121,9 @@ def remove_tree(path: str) -> None:
         _remove(path, 0)
     except FileNotFoundError:
         return
-    except (OSError, RecursionError):
+    except (OSError, RecursionError) as err:
+        if isinstance(err, OSError) and err.errno == errno.EROFS:
+            return  # rm could do no more, and would say so for each file
         # Too deep for paths, or names that fight back: rm goes by descriptors.
         _spawn("chmod", "-R", "u+rwX", "--", path)
         _spawn("rm", "-rf", "--", path)

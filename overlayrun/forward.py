@@ -7,7 +7,6 @@ has landed already, and what the user had not committed is told from what the br
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from overlayrun.store.git import git
 from overlayrun.store.merger import Conflict, MergeEngine
 from overlayrun.store.refs import dirty_ref, landed_ref
 from overlayrun.store.repo import Repo, SnapshotInfo
+from overlayrun.store.scratch import Scratch
 from overlayrun.store.settings import read_settings
 from overlayrun.store.trees import is_tree
 from overlayrun.workspace.record import Record
@@ -104,8 +104,8 @@ class Merger:
     def _with_targets(self, tree: TreeId, paths: Sequence[bytes]) -> TreeId:
         """`tree` with what the target has at `paths`. O(files), through an index: no usual case."""
         lines = [b"%b\t%b\0" % (self._entry(path), path) for path in paths]
-        with tempfile.TemporaryDirectory(prefix="overlayrun-sync-") as scratch:
-            env = {"GIT_INDEX_FILE": f"{scratch}/index"}
+        with Scratch() as scratch:
+            env = {"GIT_INDEX_FILE": f"{scratch.path}/index"}
 
             def on_index(*words: str, data: bytes = b"") -> str:
                 return git(words, git_dir=self.repo.git_dir, env=env, input=data).decode().strip()

@@ -289,8 +289,7 @@ class Guests:
             return
         run.status, run.ended = status, time.time()
         guest.record.save(guest.place.record)
-        if _is_touched(guest):
-            sync_in_background(self._layout, [guest.record])
+        sync_in_background(self._layout, [guest.record])
 
     def _release(self, guest: _Guest) -> None:
         remove_tree(guest.place.work)

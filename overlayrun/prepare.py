@@ -252,7 +252,7 @@ def _gather(
         ]
     if changed and options.dirty is DirtyPolicy.FAIL:
         raise UsageError(
-            f"{len(changed)} uncommitted changes in {repository.root}",
+            f"{len(changed)} uncommitted change{'s' * (len(changed) != 1)} in {repository.root}",
             hint="commit them, or: --dirty include",
         )
     if os.path.exists(f"{repository.root}/.gitmodules"):

@@ -7,9 +7,9 @@ import stat
 import time
 
 from overlayrun.errors import OverlayrunError, WorkspaceBusy
-from overlayrun.files import identity_of, read_bytes, remove_tree, write_whole
+from overlayrun.files import flush_disk, identity_of, read_bytes, remove_tree, write_whole
 from overlayrun.report import printable
-from overlayrun.workspace.flushed import is_torn
+from overlayrun.workspace.flushed import is_torn, note_synced
 from overlayrun.workspace.lock import is_locked, lock, unlock
 from overlayrun.workspace.record import UNFILLED, Record, boot_id
 
@@ -28,11 +28,16 @@ _INLINE: Final = 160  # bytes that ext4 may keep in the inode, beside the blocks
 _MARGIN: Final = 0.1  # seconds; a file is stamped by a coarser clock than ours, of 10 ms at most
 
 
-def is_interrupted(layout: Layout, record: Record) -> bool:
-    """Whether a run, a fork or a merge came to no end, or the power went; nobody holds the workspace."""
+def is_interrupted(layout: Layout, record: Record, common_dir: str) -> bool:
+    """Whether a run, a fork or a merge came to no end, or the power went; nobody holds the workspace.
+
+    Or its record names another repository than that of `common_dir`, because it was moved or copied since.
+    """
     place = layout.workspace(record.id)
+    is_moved = record.common_dir != common_dir
+    is_half = record.is_open or _is_unfilled(layout, record) or _is_absorbing(place)
     return (
-        (record.is_open or _is_unfilled(layout, record) or is_torn(place, record) or _is_absorbing(place))
+        (is_moved or is_half or is_torn(place, record))
         and not is_locked(place.lock)
         and not is_locked(place.folder_lock)
     )
@@ -64,19 +69,23 @@ def recover_all(repository: Repository, layout: Layout, tell: Callable[[str], No
     save_folders(layout, tell)
     settle(layout, repository.common_dir)
     for record in records(layout):
-        if not is_interrupted(layout, record):
+        if not is_interrupted(layout, record, repository.common_dir):
             continue
         try:
-            held = lock(layout.workspace(record.id).lock)
+            _recover_one(repository, layout, record, tell)
         except WorkspaceBusy:
             continue
-        try:
-            recover(repository, layout, Record.load(layout.workspace(record.id).record), tell)
         except (OverlayrunError, OSError) as err:  # a full disk, for one
             why = err.brief if isinstance(err, OverlayrunError) else err
             tell(f"branch {record.branch} was interrupted and can't be recovered now: {why}")
-        finally:
-            unlock(held)
+
+
+def _recover_one(repository: Repository, layout: Layout, record: Record, tell: Callable[[str], None]) -> None:
+    held = lock(layout.workspace(record.id).lock)
+    try:
+        recover(repository, layout, Record.load(layout.workspace(record.id).record), tell)
+    finally:
+        unlock(held)
 
 
 def save_folders(layout: Layout, tell: Callable[[str], None]) -> None:
@@ -122,35 +131,49 @@ def recover(repository: Repository, layout: Layout, record: Record, tell: Callab
     unless it had reached the disk, and so is one that was copied, because copies lose marks: it is put aside
     and rebuilt from the last snapshot. A fork that nobody has opened yet gets its upper.
     """
-    if record.common_dir != repository.common_dir:  # it was moved since
+    place = layout.workspace(record.id)
+    if record.common_dir != repository.common_dir:  # it was moved since, or is a copy
         record.root, record.common_dir = repository.root, repository.common_dir
-    run = record.last_run
+        record.save(place.record)
     if record.inode == UNFILLED:
         from overlayrun.restore import rebuild
 
         remove_tree(rebuild(repository, layout, record, number=None))  # what lay there was empty
         return
-    is_another = identity_of(layout.workspace(record.id).upper) != record.inode
+    is_another = identity_of(place.upper) != record.inode
     if is_another and not _is_completed(layout, record):
         tell(f"branch {record.branch} is a copy: rebuilding it from its last snapshot")
         _rebuild(repository, layout, record, tell)
-    torn = is_torn(layout.workspace(record.id), record)
+    torn, is_half = is_torn(place, record), _is_absorbing(place)
     if torn:
         tell(f"branch {record.branch} went through a power cut")
         _rebuild(repository, layout, record, tell, is_doubtful=True)
-        record.filled = None
-        record.save(layout.workspace(record.id).record)
-    if _is_absorbing(layout.workspace(record.id)):
+    elif is_half:
         _take_back(repository, layout, record, tell)
-    if run is None or not (torn or record.is_open):
+    elif record.is_open:
+        _take_missing(repository, layout, record, tell)
+    else:
         return
+    _note_recovered(layout, record, is_flushed=torn)
+    if is_half:
+        os.unlink(place.absorbing)
+
+
+def _note_recovered(layout: Layout, record: Record, *, is_flushed: bool) -> None:
+    """Close the record. is_flushed: wait for the disk, so that no later command tells of this power cut."""
     from overlayrun.durable import sync_aside
 
-    if not torn:
-        _take_missing(repository, layout, record, tell)
-    run.ended, run.boot = run.ended or time.time(), boot_id()
-    record.save(layout.workspace(record.id).record)
-    sync_aside(layout, record)
+    run, place = record.last_run, layout.workspace(record.id)
+    if run is not None:
+        run.ended, run.boot = run.ended or time.time(), boot_id()
+    elif is_flushed:
+        record.filled = None
+    record.save(place.record)
+    if not is_flushed:
+        sync_aside(layout, record)
+        return
+    flush_disk(layout.root)
+    note_synced(place, record)
 
 
 def _is_completed(layout: Layout, record: Record) -> bool:
@@ -184,21 +207,15 @@ def _take_back(repository: Repository, layout: Layout, record: Record, tell: Cal
     from overlayrun.store.repo import Repo
     from overlayrun.transplant import change_files
 
-    run, place = record.last_run, layout.workspace(record.id)
-    if run is None or run.boot == boot_id():  # else it is rebuilt from that snapshot
-        number = int(read_bytes(place.absorbing))
-        before = next(each for each in Repo(record.common_dir).snapshots(record.id) if each.number == number)
-        with idle_sandbox(repository, layout, record) as live:
-            now = capture(layout, record, SnapshotReason.REQUEST, None, live)
-            is_done = change_files(live, record.common_dir, now.tree, before.tree)
-            if is_done:
-                capture(layout, record, SnapshotReason.REQUEST, f"Restore snapshot {number}", live)
-        if run:
-            run.ended = time.time()
-            record.save(place.record)
-        end = "it is as it was before" if is_done else f"to go back: overlayrun restore {record.branch}@{{1}}"
-        tell(f"a merge into branch {record.branch} was interrupted: {end}")
-    os.unlink(place.absorbing)
+    number = int(read_bytes(layout.workspace(record.id).absorbing))
+    before = next(each for each in Repo(record.common_dir).snapshots(record.id) if each.number == number)
+    with idle_sandbox(repository, layout, record) as live:
+        now = capture(layout, record, SnapshotReason.REQUEST, None, live)
+        is_done = change_files(live, record.common_dir, now.tree, before.tree)
+        if is_done:
+            capture(layout, record, SnapshotReason.REQUEST, f"Restore snapshot {number}", live)
+    end = "it is as it was before" if is_done else f"to go back: overlayrun restore {record.branch}@{{1}}"
+    tell(f"a merge into branch {record.branch} was interrupted: {end}")
 
 
 def _clear_half_written(objects: str) -> None:
@@ -212,14 +229,17 @@ def _clear_half_written(objects: str) -> None:
                 os.unlink(entry.path)
 
 
-def _whole_before(place: WorkspaceLayout, record: Record) -> float:
-    """When all that was there had reached the disk: at a snapshot, or as the last run began; else 0."""
-    flushed = _note(place.flushed)
-    times = [float(flushed)] if flushed else []
-    number = _note(place.synced).rpartition(" ")[2]
-    if record.last_run is not None and number == str(record.last_run.number - 1):
-        times.append(record.last_run.started)
-    return max(times) - _MARGIN if times else 0.0
+def whole_before(place: WorkspaceLayout, record: Record) -> float:
+    """When all that was there had reached the disk: at a snapshot, or as the last run began; else 0.
+
+    The last of them, not the latest: the clock may have been set back between. One ahead is not believed.
+    """
+    when, _, run = _note(place.flushed).partition(" ")
+    flushed, number = float(when or 0), _note(place.synced).rpartition(" ")[2]
+    last = record.last_run
+    if last is not None and number == str(last.number - 1) and run != str(last.number):
+        flushed = max(flushed, last.started)
+    return flushed - _MARGIN if 0 < flushed <= time.time() else 0.0
 
 
 def _note(path: str) -> str:
@@ -239,7 +259,7 @@ def _rebuild(
 ) -> None:
     from overlayrun.restore import ALWAYS, rebuild
 
-    limit = _whole_before(layout.workspace(record.id), record) if is_doubtful else ALWAYS
+    limit = whole_before(layout.workspace(record.id), record) if is_doubtful else ALWAYS
     aside = rebuild(repository, layout, record, number=None, whole_before=limit)
     tell(f"branch {record.branch} is rebuilt from its last snapshot; what was there is in {aside}")
     if is_doubtful:

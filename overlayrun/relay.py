@@ -27,14 +27,15 @@ class Relay:
     that are passed on, what comes then is dropped; None for all.
     """
 
-    __slots__ = ("_last", "_passed", "_rest", "_timed", "feeds", "largest", "readers", "streams")
+    __slots__ = ("_last", "_passed", "_rest", "_timed", "_times", "feeds", "largest", "readers", "streams")
 
     def __init__(self, *, files: bool, timed: bool) -> None:
         self.streams: dict[int, int] = {}
         self.readers: dict[int, int] = {}
         self.feeds: dict[int, int] = {}
         self._timed = [fd for fd in (1, 2) if os.isatty(fd)]
-        self._last = time.time()
+        self._times = self._look()
+        self._last = time.monotonic()
         self._rest = b""
         self._passed: dict[int, int] = {}
         self.largest: int | None = None
@@ -64,7 +65,7 @@ class Relay:
             return False
         if not data:
             return False
-        self._last = time.time()
+        self._last = time.monotonic()
         if self.largest is not None:
             passed = self._passed.get(reader, 0)
             self._passed[reader] = passed + len(data)
@@ -95,8 +96,17 @@ class Relay:
                 pass
 
     def idle(self) -> float:
-        """Seconds since something was printed; a terminal's time is 8 s coarse."""
-        return time.time() - max([self._last, *(os.fstat(fd).st_mtime for fd in self._timed)])
+        """Seconds since something was printed, as far as was asked; a terminal's time is 8 s coarse.
+
+        Not by the terminal's own time: the clock may be set, and goes on while the machine sleeps.
+        """
+        times = self._look()
+        if times != self._times:
+            self._times, self._last = times, time.monotonic()
+        return time.monotonic() - self._last
+
+    def _look(self) -> list[float]:
+        return [os.fstat(fd).st_mtime for fd in self._timed]
 
 
 def _is_file(fd: int) -> bool:

@@ -62,7 +62,8 @@ def summary(taken: Snapshot, stat: DiffStat) -> Iterator[str]:
 
 def next_commands(record: Record) -> str:
     """What to type next."""
-    return "next: overlayrun " + " | ".join(f"{verb} {record.branch}" for verb in _NEXT)
+    into = {} if record.target else {"merge": " --into BRANCH"}
+    return "next: overlayrun " + " | ".join(f"{verb} {record.branch}{into.get(verb, '')}" for verb in _NEXT)
 
 
 def _changed(stat: DiffStat) -> str:

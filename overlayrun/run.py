@@ -21,6 +21,7 @@ from overlayrun.prepare import Prepared, open_or_make
 from overlayrun.recover import mend_store, recover
 from overlayrun.relay import Relay
 from overlayrun.report import header, printable
+from overlayrun.sandbox.aside import ASIDE
 from overlayrun.sandbox.asking import asked_lines
 from overlayrun.sandbox.landlock import has_landlock
 from overlayrun.sandbox.limits import hold_by_group, words
@@ -178,7 +179,19 @@ class _Run:
             terminal.take_back(abnormal=outcome.status > 128)
             for line in self.guests.finish(outcome.status) if self.guests else ():
                 quiet(line)
-            return self._close(live, outcome, quiet)
+            with self._whole(live, outcome) as whole:
+                return self._close(whole, outcome, quiet)
+
+    def _whole(self, live: LiveSandbox, outcome: Outcome) -> LiveSandbox:
+        """Where its death has cut a rename short, another sandbox, which has put all in its place."""
+        if outcome.killed and os.path.lexists(f"{self.place.upper}/{ASIDE}"):
+            from overlayrun.idle import idle_sandbox
+
+            try:
+                return idle_sandbox(self.repository, self.layout, self.record)
+            except OverlayrunError as err:
+                self.tell(f"a rename that was cut short waits for the next run: {err.brief}")
+        return live
 
     def _begin(self, argv: list[str]) -> None:
         record = self.record
@@ -320,6 +333,8 @@ class _Run:
         started = outcome.missing is None and outcome.failure is None
         if is_throwaway or not (started or self.prepared.resumed):
             self._drop()
+        else:  # HOME may have changed; and what is not flushed looks torn after the next boot
+            self._flush()
         quiet("nothing changed")
         return outcome.status
 

@@ -167,7 +167,7 @@ class Supervisor:
         server.close()
         try:
             os.unlink(path)
-        except FileNotFoundError:  # the user removed the whole workspace
+        except OSError:  # the user removed the whole workspace, or the disk takes no writes any more
             pass
 
     def _step(self, signals: int) -> bool:
@@ -364,7 +364,8 @@ class Supervisor:
                 self.live.freeze(frozen=True)
             self.take(SnapshotReason.INTERVAL, None)
         except OverlayrunError as err:
-            self.tell(f"no snapshot this time: {err.brief}" + (f"; {err.hint}" if err.hint else ""))
+            why = err.brief + (f": {err.details}" if err.details else "")
+            self.tell(f"no snapshot this time: {why}" + (f"; {err.hint}" if err.hint else ""))
         finally:
             if self.options.freeze:
                 self.live.freeze(frozen=False)

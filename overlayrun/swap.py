@@ -21,6 +21,7 @@ from overlayrun.bases.freeze import freeze, remake, write_layer
 from overlayrun.bases.gitdir import complete_git_directory
 from overlayrun.bases.stack import doubtful
 from overlayrun.command import idle_command
+from overlayrun.durable import sync_aside
 from overlayrun.errors import StoreError
 from overlayrun.files import flush_disk, identity_of, remove_tree
 from overlayrun.kernel import abi, syscalls
@@ -168,6 +169,7 @@ def installed(layout: Layout, record: Record, fresh: Fresh) -> Iterator[str]:
     if run:
         run.ended = ended
         record.save(layout.workspace(record.id).record)
+        sync_aside(layout, record)  # whoever was flushing for the run notes nothing of a newer record
 
 
 def complete(layout: Layout, record: Record) -> str | None:

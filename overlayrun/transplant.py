@@ -6,8 +6,12 @@ them before it writes them anew, so a kill leaves less than either tree has.
 
 from __future__ import annotations
 
-from typing import Final
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
+from overlayrun.files import write_whole
 from overlayrun.live import LiveSandbox
 from overlayrun.model import TreeId
 from overlayrun.store.git import git
@@ -25,3 +29,30 @@ def change_files(live: LiveSandbox, git_dir: str, old: TreeId, new: TreeId) -> b
     """Bring the files that differ from `old`, which is what there is, to `new`; whether it could be done."""
     patch = git([*_DIFF, old, new], git_dir=git_dir)
     return not patch or live.run_inside(_APPLY, patch)[0] == 0
+
+
+def transplant(
+    live: LiveSandbox,
+    git_dir: str,
+    mark: str,
+    start: tuple[int, TreeId],
+    new: TreeId,
+    take: Callable[[bool], dict[str, Any]],
+) -> tuple[bool, dict[str, Any]]:
+    """`change_files`, and a snapshot of what came of it; whether it could be done, and what `take` gave.
+
+    mark: file that lets the next command take back what a kill of this process leaves half done. start:
+    number and tree of the snapshot of what there is. take: takes a snapshot, told whether it could be done.
+    """
+    with _marked(mark, start[0]):
+        is_done = change_files(live, git_dir, start[1], new)
+        return is_done, take(is_done)
+
+
+@contextmanager
+def _marked(mark: str, number: int) -> Iterator[None]:
+    write_whole(mark, b"%d" % number, durable=False)
+    try:
+        yield
+    finally:
+        os.unlink(mark)

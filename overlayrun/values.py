@@ -8,6 +8,13 @@ if TYPE_CHECKING:
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600}
 _SIZES: Final = {"k": 10, "m": 20, "g": 30, "t": 40}  # powers of two
+_SUCH_AS: Final = {
+    "SPAN": "90s or 20m",
+    "SIZE": "512M or 4G",
+    "PROVIDER=N/SPAN": "anthropic=30/m",
+    "N": "4",
+    "I/N": "2/8",
+}
 _TRUE: Final = frozenset({"true", "yes", "on", "1", ""})
 _FALSE: Final = frozenset({"false", "no", "off", "0"})
 
@@ -51,6 +58,23 @@ def port(text: str) -> int:
     if number > 65535:
         raise ValueError(text)
     return number
+
+
+def wanted(metavar: str) -> str:
+    """What an option takes, in a message about a value that it can't take."""
+    example = _SUCH_AS.get(metavar)
+    return f"{metavar}, such as {example}" if example else metavar
+
+
+def shown(value: object) -> str:
+    """A default as it would be typed; "" for none."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}s"
+    if isinstance(value, int) and value >= 1 << 30 and not value % (1 << 30):
+        return f"{value >> 30}G"
+    return str(value) if value else ""
 
 
 def switch(text: str) -> bool:

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Final, Self
 
+    from overlayrun.kernel.mountinfo import Mount
     from overlayrun.model import RunOptions
     from overlayrun.sandbox.plan import Layer
     from overlayrun.store.location import Repository
-    from overlayrun.workspace.layout import Layout
+    from overlayrun.workspace.layout import Layout, WorkspaceLayout
     from overlayrun.workspace.record import Record
 
 _PRIVATE: Final = ("/run/", "/tmp/", "/dev/", "/var/tmp/", "/var/run/", "/proc/")  # the sandbox's own
@@ -115,22 +116,24 @@ def view_of(repository: Repository, layout: Layout, record: Record, choices: Cho
     view.name_servers = servers if servers.startswith("/run/") and os.path.exists(servers) else None
     view.console = next((os.ttyname(fd) for fd in range(3) if os.isatty(fd)), None)
     home = home_directory()
-    _show_home(view, home, layout, record)
+    mounted = [*mounts()]
+    _show_home(view, home, place, record, mounted)
     if will_run and view.home:
         _furnish_home(view, record)
     logins = None if record.agent_state == "none" else record.profile
     _hide(view, find_masks(home, logins, [*choices.mask, user_state()], choices.unmask), home)
-    view.masked += _outside(repository.common_dir, layout, record)
-    _hide_repositories(view)
+    shown = [mount.place for mount in mounted if mount.fstype == _FOLDERS]
+    view.masked += _outside(record, [repository.common_dir, layout.root, *shown])
+    _hide_repositories(view, mounted)
     view.homes = list(_other_homes(view, home, as_root=record.root_uid))
     if namespaces.is_root_of_host() and not record.root_uid:
         view.closed = list(dict.fromkeys(_closed_to_others(view)))
     return view
 
 
-def _hide_repositories(view: View) -> None:
+def _hide_repositories(view: View, mounted: Iterable[Mount]) -> None:
     """Other repositories' state; with all that is mounted there where nobody answers."""
-    there, silent = survey()
+    there, silent = survey(mounted)
     view.silent = [*dict.fromkeys(silent.values())]
     view.masked += [*there, *view.silent]
     view.submounts = [path for path in view.submounts if path not in view.silent]
@@ -170,28 +173,30 @@ def _closed_to_others(view: View) -> Iterator[str]:
             yield found
 
 
-def _outside(common_dir: str, layout: Layout, record: Record) -> Iterator[str]:
-    """The real git directory and the state, where the workspace's own mount does not cover them."""
+def _outside(record: Record, paths: Iterable[str]) -> Iterator[str]:
+    """The real git directory, the state and folders, where the workspace's own mount does not cover them."""
     covered = [f"{record.root}/"]
-    for path in (common_dir, layout.root, *(mount.place for mount in mounts() if mount.fstype == _FOLDERS)):
+    for path in paths:
         if not path.startswith(tuple(covered)):
             covered.append(f"{path}/")
             yield path
 
 
-def _show_home(view: View, home: str, layout: Layout, record: Record) -> None:
+def _show_home(
+    view: View, home: str, place: WorkspaceLayout, record: Record, mounted: Iterable[Mount]
+) -> None:
     inside = view.root == home or home.startswith(f"{view.root}/")
     if inside or home == "/" or not os.path.isdir(home):
         return  # the workspace's own view covers it, or there is none, as in some containers
     view.home = home
     if record.agent_state == AgentState.SHARED.value:
         view.passed = shared_state(record.profile, home, record.root)
-    view.home_upper = layout.workspace(record.id).home_upper
+    view.home_upper = place.home_upper
     if record.home == "private" or not os.access(home, os.R_OK | os.X_OK):  # somebody else's: see owner.py
         return
     view.home_lowers = [home]
     below = f"{home}/"
-    found = {mount.place: mount.fstype for mount in mounts() if mount.place.startswith(below)}
+    found = {mount.place: mount.fstype for mount in mounted if mount.place.startswith(below)}
     # Where root maps owners, the views are made in the host's own namespace, and no mount is locked.
     view.mounted = [] if not found or (namespaces.is_root_of_host() and not record.root_uid) else [*found]
     shown = [place for place, kind in found.items() if kind not in (_FOLDERS, _AUTOMATIC)]

@@ -33,6 +33,7 @@ PATIENCE: Final = 60.0
 _BIN: Final = Path(sys.executable).parent
 _GITCONFIG: Final = (
     "[user]\n\tname = Test User\n\temail = test@example.invalid\n[init]\n\tdefaultBranch = main\n"
+    "[maintenance]\n\tauto = false\n"  # a process more after each commit
     '[protocol "file"]\n\tallow = always\n'
 )
 _DATE: Final = "2024-02-03T04:05:06Z"

@@ -152,8 +152,8 @@ def test_killed_in_the_middle_of_the_files_it_is_taken_back(repo: UserRepo, targ
     repo.overlayrun("fork", "b", "-b", "c")
     repo.inside("echo c >>one; echo c >>two", branch="c")
     patched = (
-        "import os, sys, overlayrun.absorb as a; from overlayrun.cli.main import run_cli;"
-        "a._apply = lambda opened, *_: (opened.live.run_inside(('sh', '-c', 'rm one; echo half >two'), b''),"
+        "import os, sys, overlayrun.transplant as t; from overlayrun.cli.main import run_cli;"
+        "t.change_files = lambda live, *_: (live.run_inside(('sh', '-c', 'rm one; echo half >two'), b''),"
         " os.kill(os.getpid(), 9)); run_cli(sys.argv[1:])"
     )
     words = [sys.executable, "-c", patched, "merge", "c", "--into", target]

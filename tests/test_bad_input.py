@@ -14,6 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import Done, Mounter, UserRepo
 
+pytestmark = pytest.mark.shared  # what is refused, and in what words
+
 Until = Callable[..., None]
 SLOW = "first run on this tree: freezing it"
 
@@ -60,7 +62,7 @@ def test_a_directory_that_is_gone(repo: UserRepo) -> None:
 
 def test_bare_repository(repo: UserRepo, tmp_path: Path) -> None:
     repo.git("clone", "-q", "--bare", str(repo.root), str(tmp_path / "bare.git"))
-    _refused(repo.overlayrun("--", "true", cwd=tmp_path / "bare.git"), "bare")
+    _refused(repo.overlayrun("--", "true", cwd=tmp_path / "bare.git"), "no working tree", "bare")
     assert not (tmp_path / "bare.git/overlayrun").exists()
 
 
@@ -87,6 +89,7 @@ def test_unborn_head_works(empty_repo: UserRepo, script: str) -> None:
     assert empty_repo.inside("cat new 2>/dev/null || echo none") in ("x\n", "none\n")
 
 
+@pytest.mark.by_both
 def test_unborn_head_with_uncommitted_files(empty_repo: UserRepo) -> None:
     empty_repo.write("a", "a\n")
     empty_repo.write("staged", "s\n")
@@ -210,6 +213,7 @@ def test_no_command(repo: UserRepo) -> None:
     _refused(_unchanged(repo, lambda: repo.overlayrun("--")), "command")
 
 
+@pytest.mark.by_both
 def test_missing_bind(repo: UserRepo) -> None:
     _refused(
         _unchanged(repo, lambda: repo.sh("true", "--bind-ro", "/no/such/place")), "/no/such/place", hint=None
@@ -218,7 +222,20 @@ def test_missing_bind(repo: UserRepo) -> None:
 
 def test_dirty_fail_refuses_uncommitted_changes(repo: UserRepo) -> None:
     repo.write("new", "x")
-    _refused(_unchanged(repo, lambda: repo.sh("true", "--dirty", "fail")), "1 uncommitted", hint="--dirty")
+    _refused(
+        _unchanged(repo, lambda: repo.sh("true", "--dirty", "fail")),
+        "1 uncommitted change in",
+        hint="--dirty",
+    )
+
+
+@pytest.mark.by_both
+def test_bind_of_what_holds_other_mounts(repo: UserRepo) -> None:
+    done = repo.sh("true", "--bind-ro", "/dev")
+    if os.geteuid():
+        _refused(done, "other mounts lie in it")
+    else:  # opened with the host's own rights
+        assert done.code == 0, str(done)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +249,7 @@ def test_what_is_refused_is_refused_before_the_slow_part(repo: UserRepo, words: 
     assert SLOW not in done.ours, str(done)
 
 
+@pytest.mark.by_both
 def test_inside_a_workspace_it_says_what_to_do(repo: UserRepo) -> None:
     inner = " ".join(repo.command("--", "touch", "inner"))
     done = repo.sh(f"{inner} 2>&1; echo status $?")
@@ -241,6 +259,7 @@ def test_inside_a_workspace_it_says_what_to_do(repo: UserRepo) -> None:
     assert set(repo.records()) == {"b"}
 
 
+@pytest.mark.by_both
 def test_inside_a_workspace_a_bent_environment_does_not_help(repo: UserRepo) -> None:
     """Depth two ends there by the kernel's rule too: one clear line, no traceback."""
     inner = " ".join(repo.command("--", "true"))
@@ -249,12 +268,14 @@ def test_inside_a_workspace_a_bent_environment_does_not_help(repo: UserRepo) -> 
     assert "status 125" in done.out or "status 0" in done.out
 
 
+@pytest.mark.by_both
 def test_state_directory_with_wrong_modes(repo: UserRepo) -> None:
     repo.inside("true")
     repo.state.chmod(0o777)
     _refused(repo.sh("true"), "state directory", str(repo.state), hint="chmod 700")
 
 
+@pytest.mark.by_both
 def test_state_directory_that_is_a_link(repo: UserRepo, tmp_path: Path) -> None:
     (tmp_path / "planted").mkdir(mode=0o700)
     repo.state.symlink_to(tmp_path / "planted")
@@ -274,6 +295,7 @@ def test_state_directory_of_somebody_else(repo: UserRepo) -> None:
     _refused(repo.sh("true"), "state directory", str(repo.state), hint="chown")
 
 
+@pytest.mark.by_both
 def test_state_elsewhere(repo: UserRepo, tmp_path: Path) -> None:
     repo.env["OVERLAYRUN_STATE_DIR"] = str(tmp_path / "my state: a,b\\c")
     repo.inside("echo x >new")
@@ -282,11 +304,13 @@ def test_state_elsewhere(repo: UserRepo, tmp_path: Path) -> None:
     assert repo.inside("cat new") == "x\n"
 
 
+@pytest.mark.by_both
 def test_unwritable_state_place(repo: UserRepo) -> None:
     done = repo.overlayrun("--", "true", env={"OVERLAYRUN_STATE_DIR": "/proc/nowhere"})
     _refused(done, "/proc/nowhere", hint="OVERLAYRUN_STATE_DIR")
 
 
+@pytest.mark.by_both
 def test_read_only_repository(repo: UserRepo) -> None:
     """A read-only mount over it; by modes alone root would not notice."""
     wrapped = [
@@ -315,6 +339,7 @@ def test_git_is_missing(repo: UserRepo, tmp_path: Path) -> None:
     _refused(repo.overlayrun("--", "true", env={"PATH": str(tmp_path)}), "git", hint="install git")
 
 
+@pytest.mark.by_both
 def test_user_namespaces_are_closed(repo: UserRepo) -> None:
     script = 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"'
     shell = subprocess.run(
@@ -329,6 +354,7 @@ def test_user_namespaces_are_closed(repo: UserRepo) -> None:
     assert "refs/heads/b" not in repo.refs()
 
 
+@pytest.mark.by_both
 def test_no_identity_at_all(repo: UserRepo) -> None:
     (repo.home / ".gitconfig").write_text("")
     done = repo.sh("echo x >new")

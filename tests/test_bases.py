@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what a tree of a commit holds
+
 Until = Callable[..., None]
 
 # Every entry below the current directory but .git: kind, executable bit, content.
@@ -79,6 +81,7 @@ def _edit(root: Path, edit: tuple[str, str, int]) -> None:
         path.chmod(0o755 if kind == "exec" else 0o644)
 
 
+@pytest.mark.by_both
 @seed(SHARE)
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=st.lists(st.lists(EDIT, min_size=1, max_size=6), min_size=2, max_size=4))
@@ -137,6 +140,7 @@ def test_kinds_change_between_commits(repo: UserRepo, name: str, link: bool) -> 
     assert _inside(repo) == _outside(repo.root)
 
 
+@pytest.mark.by_both
 def test_a_directory_that_comes_back_with_other_files(repo: UserRepo) -> None:
     for names in (["d/a", "d/b", "d/s/c"], [], ["d/z"], ["d/s"], ["d/s/q", "d/a"]):
         shutil.rmtree(repo.root / "d", ignore_errors=True)
@@ -146,6 +150,7 @@ def test_a_directory_that_comes_back_with_other_files(repo: UserRepo) -> None:
         assert _inside(repo) == _outside(repo.root), names
 
 
+@pytest.mark.by_both
 def test_times_are_those_of_the_checkout(repo: UserRepo) -> None:
     os.utime(repo.root / "README", ns=(10**18, 1_234_567_890_123_456_789))
     os.utime(repo.root / "src/app.py", ns=(10**18, 1_300_000_000_000_000_001))
@@ -212,6 +217,7 @@ def test_a_submodule_that_is_dirty_is_no_trouble(repo: UserRepo, tmp_path: Path)
     assert repo.picture() == before
 
 
+@pytest.mark.by_both
 def test_lfs_files_come_as_content_and_go_as_pointers(repo: UserRepo) -> None:
     repo.git("lfs", "install", "--skip-repo")
     repo.git("lfs", "install", "--local")
@@ -267,6 +273,7 @@ def test_sparse_checkout_loses_nothing(repo: UserRepo) -> None:
     assert repo.show("b", "src/new") == "x\n"
 
 
+@pytest.mark.by_both
 def test_linked_worktree(repo: UserRepo, tmp_path: Path) -> None:
     linked = repo.at(tmp_path / "linked")
     repo.git("worktree", "add", "-q", "-b", "side", str(linked.root))
@@ -292,7 +299,8 @@ def test_workspace_of_a_worktree_can_be_resumed_from_the_main_one(repo: UserRepo
 
 def test_detached_head(repo: UserRepo) -> None:
     repo.git("checkout", "-q", "--detach", "HEAD~1")
-    repo.inside("git log --oneline | wc -l; echo x >new")
+    done = repo.overlayrun("-b", "b", "--", "sh", "-c", "git log --oneline | wc -l; echo x >new")
+    assert " | merge b --into BRANCH | " in done.err
     assert repo.show("b", "new") == "x\n"
     assert repo.records()["b"]["target"] is None
     assert repo.git("rev-parse", "b~1") == repo.git("rev-parse", "HEAD")
@@ -322,6 +330,7 @@ def test_partial_clone(repo: UserRepo, tmp_path: Path) -> None:
     ), str(done)
 
 
+@pytest.mark.by_both
 def test_alternates_of_the_user(repo: UserRepo) -> None:
     source, shared = repo.home / "source", repo.at(repo.home / "shared")  # /tmp is private inside
     repo.git("clone", "-q", "--bare", str(repo.root), str(source))
@@ -366,6 +375,7 @@ def test_sha1_collisions_of_names_by_case(repo: UserRepo) -> None:
     assert repo.inside("cat README readme; git status --porcelain") == "read me\nlower\n"
 
 
+@pytest.mark.by_both
 def test_user_freezes_while_another_runs(repo: UserRepo) -> None:
     """Two first runs at once on the same tree, and one on another."""
     with (

@@ -6,7 +6,10 @@ import os
 import time
 from pathlib import Path
 
+import pytest
 from conftest import UserRepo
+
+pytestmark = pytest.mark.shared  # what is garbage
 
 LONG_AGO = time.time() - 90 * 86400
 
@@ -58,6 +61,7 @@ def test_work_that_has_not_landed_is_never_garbage(repo: UserRepo) -> None:
     assert repo.inside("cat new") == "x\n"
 
 
+@pytest.mark.by_both
 def test_a_landed_workspace_goes_and_its_branch_stays(repo: UserRepo) -> None:
     repo.inside("echo x >new")
     repo.overlayrun("merge", "b")
@@ -67,6 +71,7 @@ def test_a_landed_workspace_goes_and_its_branch_stays(repo: UserRepo) -> None:
     assert repo.git("rev-parse", "b") == tip
 
 
+@pytest.mark.by_both
 def test_a_killed_throwaway_goes(repo: UserRepo) -> None:
     with repo.started("--rm", "--", "sh", "-c", "echo ready; read line") as run:
         run.expect("ready")
@@ -103,3 +108,28 @@ def test_reports_of_an_old_batch_go_and_its_work_stays(repo: UserRepo) -> None:
     assert not old.exists()
     assert [ref for ref in repo.refs() if ref.startswith("refs/overlayrun/attempts/")] == kept
     assert repo.show(f"batch/{old.name}/x", "new") == "x\n"
+
+
+@pytest.mark.by_both
+def test_torn_objects_and_abandoned_scratch_go_in_time(repo: UserRepo, tmp_path: Path) -> None:
+    """A directory's time tells of what was put there last, whatever the files' own times are."""
+    repo.inside("true")
+    torn, scratch = repo.state / "torn", tmp_path / "tmp/overlayrun-scratch-x"
+    for place in (torn / "refs/heads", scratch / "tree"):
+        place.mkdir(parents=True)
+    for name in ("0123", "refs/heads/gone"):
+        (torn / name).touch()
+        _age(torn / name)
+    env = {"TMPDIR": str(scratch.parent)}
+    _age(torn)
+    assert repo.overlayrun("gc", env=env).code == 0
+    assert (torn / "0123").exists()
+    assert scratch.exists()
+    for place in (torn, torn / "refs", torn / "refs/heads", scratch):
+        _age(place)
+    assert "torn" in repo.overlayrun("gc", "--dry-run", env=env).out
+    assert (torn / "0123").exists()
+    assert scratch.exists()
+    assert repo.overlayrun("gc", env=env).code == 0
+    assert not torn.exists()
+    assert not scratch.exists()

@@ -20,7 +20,7 @@ ROOT: Final = "overlayrun"
 # Lowest floor first; a floor is a group of lines. A module may import any lower floor, and modules left of it
 # on its own line; lines of one floor do not know each other. The table holds what is planned, too.
 FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
-    (("errors", "model"),),
+    (("errors", "model"), ("interrupted",)),
     (
         (
             *(
@@ -55,6 +55,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
             *(
                 "store.repo",
                 "store.hashes",
+                "store.scratch",
                 "store.pack",
                 "store.torn",
                 "store.quarantine",
@@ -136,11 +137,11 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
                 "capture",
                 "hearing",
                 "adopt",
+                "durable",
                 "swap",
                 "report",
                 "restore",
                 "transplant",
-                "durable",
                 "recover",
                 "reconcile.steps",
                 "reconcile.backup",
@@ -155,6 +156,7 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
                 "story",
                 "alone",
                 "overview",
+                "unsaved",
                 "collect",
                 "watchdog",
                 "guide",
@@ -197,13 +199,17 @@ FLOORS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (
         ),
         ("agents.claude", "agents.codex", "agents.jsonc", "agents.recipes", "agents.integration"),
         ("agents.mcp_results", "agents.mcp_calls", "agents.mcp"),
-        ("agents.opencode.servers", "agents.opencode.hub"),
         (
-            *("folders.api", "folders.nodes", "folders.device", "folders.passthrough", "folders.moves"),
+            *("agents.opencode.servers", "agents.opencode.exchange", "agents.opencode.events"),
+            "agents.opencode.hub",
+        ),
+        (
+            *("folders.api", "folders.nodes", "folders.slow", "folders.device", "folders.passthrough"),
+            "folders.moves",
             "folders.requests",
             *("folders.top", "folders.waiting", "folders.filesystem", "folders.channel", "folders.server"),
             *("folders.users", "folders.trees", "folders.place", "folders.shown"),
-            *("folders.freezing", "folders.branches"),
+            *("folders.children", "folders.freezing", "folders.branches"),
             *("folders.commits", "folders.daemon", "folders.examination"),
         ),
     ),

@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import Done, Running, UserRepo
 
+pytestmark = pytest.mark.shared  # what is asked for and answered
+
 Until = Callable[..., None]
 
 # What each script begins with: `ask(op=..., ...)` asks the supervisor, `tell(name=value)` the test.
@@ -71,6 +73,7 @@ tell(unknown=ask("close", path="/run/overlayrun/trees/none"))
 """
 
 
+@pytest.mark.by_both
 def test_two_branches_are_opened_and_each_gets_its_own_work(repo: UserRepo) -> None:
     repo.write("README", "not committed\n")
     main, before = repo.git("rev-parse", "main"), repo.picture()
@@ -140,6 +143,7 @@ tell(objects=os.access("/run/overlayrun/objects", os.W_OK), closed=ask("close", 
 """
 
 
+@pytest.mark.by_both
 def test_what_the_command_asks_for_is_judged(repo: UserRepo) -> None:
     repo.git("branch", "mine")
     repo.git("update-ref", "refs/remotes/origin/dev", "HEAD")
@@ -218,6 +222,7 @@ def _start(run: Running) -> None:
     run.expect('TOLD {"ready": true}')
 
 
+@pytest.mark.by_both
 def test_the_user_reaches_a_guest_and_a_kill_loses_nothing(repo: UserRepo) -> None:
     with repo.started(*_argv(_WAITING)) as run:
         _start(run)
@@ -259,6 +264,7 @@ time.sleep(60)
     assert done.code != 0
 
 
+@pytest.mark.by_both
 @pytest.mark.parametrize("option", ["", "--allow-userns"])
 def test_secrets_in_a_home_that_is_the_repository_stay_hidden(repo: UserRepo, option: str) -> None:
     repo.commit("ignore", **{".gitignore": ".ssh/\n"})

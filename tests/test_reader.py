@@ -33,6 +33,8 @@ from overlayrun.store import importer
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what a reader may say
+
 SECRET = b"a secret outside the layer\n"
 
 
@@ -83,6 +85,7 @@ def layer(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.mark.by_both
 def test_what_its_owner_closed_is_read_all_the_same(tmp_path: Path) -> None:
     world = World.make(tmp_path, {"f": "1\n", "d/g": "1\n"})
     world.sh("echo 2 > f; chmod 0 f; echo 2 > d/g; chmod 0 d/g d; mkdir n; echo 3 > n/new; chmod 0 n .")
@@ -118,6 +121,7 @@ def _tries(layer: Path, parent: int) -> dict[str, Callable[[], object]]:
     }
 
 
+@pytest.mark.by_both
 def test_it_reads_below_the_layer_and_does_nothing_else(layer: Path) -> None:
     tries = _tries(layer, os.getpid())
 
@@ -163,6 +167,7 @@ def test_the_tries_would_work_outside(layer: Path, monkeypatch: pytest.MonkeyPat
         os.waitpid(-1, os.WNOHANG)
 
 
+@pytest.mark.by_both
 @pytest.mark.parametrize("end", [lambda: os._exit(0), lambda: os.kill(os.getpid(), signal.SIGSEGV), None])
 def test_a_reader_that_dies_or_hangs_is_an_error(layer: Path, end: Callable[[], object] | None) -> None:
     def work(*_: int) -> None:
@@ -383,6 +388,7 @@ def test_a_carried_file_is_never_put_back_through_a_link(repo: UserRepo, tmp_pat
     assert repo.inside("readlink sub").strip() == str(outside)
 
 
+@pytest.mark.by_both
 def test_an_error_of_the_reader_has_words() -> None:
     with pytest.raises(OverlayrunError) as raised:
         read_all(Path("/nowhere/at/all"))

@@ -19,6 +19,8 @@ from overlayrun.workspace.lock import is_locked
 if TYPE_CHECKING:
     from conftest import Running, UserRepo
 
+pytestmark = pytest.mark.shared  # exit status, limits of time, words
+
 Until = Callable[..., None]
 
 
@@ -52,6 +54,7 @@ def test_a_signal_is_128_and_its_number(repo: UserRepo, name: str) -> None:
     assert done.code == 128 + number, str(done)
 
 
+@pytest.mark.by_both
 def test_a_command_that_is_not_there_is_127_and_leaves_nothing(repo: UserRepo) -> None:
     before = repo.refs()
     done = repo.overlayrun("--", "no-such-command-at-all")
@@ -61,6 +64,7 @@ def test_a_command_that_is_not_there_is_127_and_leaves_nothing(repo: UserRepo) -
     assert repo.records() == {}
 
 
+@pytest.mark.by_both
 @pytest.mark.parametrize("make", ["file", "directory"])
 def test_a_command_that_can_not_be_executed_is_126(repo: UserRepo, make: str) -> None:
     if make == "file":
@@ -98,6 +102,7 @@ def test_a_snapshot_that_fails_is_no_success(repo: UserRepo) -> None:
     assert repo.show("b", "new") == "x\n"
 
 
+@pytest.mark.by_both
 def test_streams_are_the_commands_own(repo: UserRepo) -> None:
     done = repo.overlayrun("-b", "b", "--", "sh", "-c", "cat; echo err >&2", data="typed\n")
     assert done.out == "typed\n"
@@ -118,6 +123,7 @@ def test_arguments_arrive_untouched(repo: UserRepo) -> None:
     assert os.fsencode(done.out) == os.fsencode("|".join(odd))
 
 
+@pytest.mark.by_both
 def test_a_run_changes_nothing_of_the_users(repo: UserRepo) -> None:
     repo.write("src/app.py", "answer = 42\n")
     repo.write("new", "untracked\n")
@@ -150,6 +156,7 @@ def test_an_index_with_old_stat_data_keeps_its_bytes(repo: UserRepo, dirty: str)
     assert repo.picture() == before
 
 
+@pytest.mark.by_both
 def test_index_and_home_keep_their_bytes_under_writes(repo: UserRepo) -> None:
     (repo.home / ".bashrc").write_text("mine\n")
     repo.inside(
@@ -162,6 +169,7 @@ def test_index_and_home_keep_their_bytes_under_writes(repo: UserRepo) -> None:
     assert not (repo.root / ".git/hooks/pre-commit").exists()
 
 
+@pytest.mark.by_both
 def test_header_and_summary_say_what_matters(repo: UserRepo) -> None:
     repo.write("uncommitted", "1\n")
     repo.write(".gitignore", ".env\n")
@@ -221,6 +229,7 @@ def test_started_through_a_link_it_works_at_the_real_path(repo: UserRepo, tmp_pa
     assert done.out == f"{repo.root}\nread me\n"
 
 
+@pytest.mark.by_both
 def test_the_same_branch_resumes_as_it_was_left(repo: UserRepo) -> None:
     repo.inside('echo one >new; rm README; echo built >"$HOME/cache"; git config core.pager cat')
     out = repo.inside('cat new "$HOME/cache"; git config core.pager; ls; echo two >>new')
@@ -265,6 +274,7 @@ def _ready(run: Running) -> None:
     run.expect("ready")
 
 
+@pytest.mark.by_both
 @pytest.mark.parametrize("name", ["TERM", "HUP"])
 def test_a_signal_to_the_supervisor_ends_the_command_and_keeps_its_work(repo: UserRepo, name: str) -> None:
     number = signal.Signals[f"SIG{name}"]
@@ -327,6 +337,7 @@ def test_idle_timeout_spares_a_command_that_prints(repo: UserRepo) -> None:
     assert done.code == 0, str(done)
 
 
+@pytest.mark.by_both
 def test_orphans_are_dead_when_the_run_is_over(repo: UserRepo) -> None:
     daemon = f"trap '' TERM HUP INT; {repo.sleeper()}"
     done = repo.overlayrun(
@@ -348,6 +359,7 @@ def test_writes_of_an_orphan_are_in_the_last_snapshot(repo: UserRepo) -> None:
     assert repo.show("b", "log").endswith("end\n")
 
 
+@pytest.mark.by_both
 def test_kill_of_the_supervisor_kills_everything(repo: UserRepo, until: Until) -> None:
     script = (
         f"trap '' TERM HUP; for i in $(seq 20); "
@@ -364,12 +376,14 @@ def test_kill_of_the_supervisor_kills_everything(repo: UserRepo, until: Until) -
     assert repo.inside("cat new") == "x\n"
 
 
+@pytest.mark.by_both
 def test_the_keeper_can_not_be_killed_from_inside(repo: UserRepo) -> None:
     assert (
         repo.inside("kill -9 1 || true; kill -STOP 1 || true; kill -TERM 1 || true; echo alive") == "alive\n"
     )
 
 
+@pytest.mark.by_both
 def test_state_is_the_owners_alone(repo: UserRepo) -> None:
     repo.inside("echo x >new; chmod 777 . new")
     assert stat.S_IMODE(os.stat(repo.state).st_mode) == 0o700
@@ -377,6 +391,7 @@ def test_state_is_the_owners_alone(repo: UserRepo) -> None:
         assert not stat.S_IMODE(os.stat(path).st_mode) & 0o077
 
 
+@pytest.mark.by_both
 def test_mounts_of_a_run_do_not_show_outside(repo: UserRepo) -> None:
     with repo.started("-b", "b", "--", "sh", "-c", "echo ready; read a") as run:
         run.expect("ready")

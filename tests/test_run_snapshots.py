@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+import pytest
 from conftest import PATIENCE
 
 if TYPE_CHECKING:
     from conftest import UserRepo
+
+pytestmark = pytest.mark.shared  # when a snapshot is taken
 
 Until = Callable[..., None]
 
@@ -53,6 +56,7 @@ def test_every_zero_takes_none_before_the_end(repo: UserRepo) -> None:
     assert len(repo.snapshots()) == 1
 
 
+@pytest.mark.by_both
 def test_freeze_lets_the_command_go_on(repo: UserRepo, until: Until) -> None:
     script = (
         "i=0; while [ ! -e stop ]; do i=$((i+1)); echo $i >a; "
@@ -69,6 +73,7 @@ def test_freeze_lets_the_command_go_on(repo: UserRepo, until: Until) -> None:
         assert (a.isdigit() and b.isdigit() and int(a) - int(b) in (0, 1)) or not (a and b)
 
 
+@pytest.mark.by_both
 def test_snapshot_on_request_from_inside(repo: UserRepo) -> None:
     script = 'echo 1 >n; sleep 0.3; overlayrun snapshot -m "half way"; echo 2 >n; echo ready; read a'
     with repo.started("-b", "b", "--every", "0", "--", "sh", "-c", script) as run:
@@ -79,6 +84,7 @@ def test_snapshot_on_request_from_inside(repo: UserRepo) -> None:
     assert repo.show("b", "n") == "2\n"
 
 
+@pytest.mark.by_both
 def test_snapshot_on_request_from_outside(repo: UserRepo) -> None:
     with repo.started(
         "-b", "b", "--every", "0", "--", "sh", "-c", "echo 1 >n; echo ready; read a; echo 2 >n"
@@ -92,6 +98,7 @@ def test_snapshot_on_request_from_outside(repo: UserRepo) -> None:
     assert [repo.git("log", "-1", "--format=%s", commit) for commit in repo.snapshots()][-1] == "from outside"
 
 
+@pytest.mark.by_both
 def test_the_inner_socket_hands_out_nothing_else(repo: UserRepo) -> None:
     ask = """import json, os, socket
 s = socket.socket(socket.AF_UNIX); s.connect(os.environ["OVERLAYRUN_SOCKET"])
@@ -128,6 +135,7 @@ _IMPATIENT: Final = (
 )
 
 
+@pytest.mark.by_both
 def test_a_git_that_the_command_stops_holds_nobody(repo: UserRepo) -> None:
     words = [*repo.command("-b", "b", "--", "python3", "-c", _STOPPING)]
     done = subprocess.run(

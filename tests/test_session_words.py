@@ -8,10 +8,14 @@ import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+import pytest
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import UserRepo
+
+pytestmark = pytest.mark.shared  # what an agent tells
 
 Until = Callable[..., None]
 
@@ -195,6 +199,7 @@ write("two"); print("again", flush=True); sys.stdin.readline()
     assert "SESSION" not in repo.overlayrun("ls").out
 
 
+@pytest.mark.by_both
 def test_an_agent_of_few_words_makes_no_snapshot_too_many(repo: UserRepo) -> None:
     script = f"""{_AGENT}
 write("one"); ask("snapshot", session="s1", tool="edit", subject="edit one")

@@ -21,6 +21,8 @@ from overlayrun.collector import LeftOut, LeftOutReason, Limits
 from overlayrun.errors import SnapshotError
 from overlayrun.model import CommitId, SnapshotReason
 
+pytestmark = pytest.mark.shared  # names, rules and sizes of what a command left
+
 SPELLINGS: Final = [
     *(".GIT", ".Git", ".git ", ".git.", ".git . .", "git~1", "GIT~1", ".git::$INDEX_ALLOCATION", ".git\\"),
     *(".gi\u200ct", ".g\u200dit", "\ufeff.git", ".git\u202e", "x\\.git", ".git:stream"),
@@ -50,6 +52,7 @@ def test_names_that_only_look_like_dotgit_get_in(tmp_path: Path) -> None:
     assert world.names(world.snapshot().tree) == names
 
 
+@pytest.mark.by_both
 def test_a_nested_repository_is_stored_as_plain_files(tmp_path: Path) -> None:
     world = World.make(tmp_path, {"x": "1\n"})
     world.sh(
@@ -83,6 +86,7 @@ def test_a_gitlink_of_the_base_is_kept(tmp_path: Path) -> None:
     assert {one.path for one in taken.left_out} == {b"kept", b"emptied"}
 
 
+@pytest.mark.by_both
 def test_sockets_and_fifos_are_told_and_never_opened(tmp_path: Path) -> None:
     world = World.make(tmp_path, {"was": "1\n", ".gitignore": "*.sock\n"})
 
@@ -102,6 +106,7 @@ def test_sockets_and_fifos_are_told_and_never_opened(tmp_path: Path) -> None:
     assert taken.ignored == 1
 
 
+@pytest.mark.by_both
 def test_a_device_is_told(tmp_path: Path) -> None:
     world = World.make(tmp_path, {"x": "1\n"})
     try:
@@ -113,6 +118,7 @@ def test_a_device_is_told(tmp_path: Path) -> None:
     assert (world.names(taken.tree), taken.left_out[0].reason) == ({"x"}, LeftOutReason.UNSUPPORTED)
 
 
+@pytest.mark.by_both
 def test_both_forms_of_whiteout_delete(tmp_path: Path) -> None:
     world = World.make(tmp_path, {"a": "1\n", "d/b": "1\n", "d/c": "1\n", "e": "1\n"})
     os.mknod(world.upper / "a", 0o20000, os.makedev(0, 0))
@@ -123,6 +129,7 @@ def test_both_forms_of_whiteout_delete(tmp_path: Path) -> None:
     assert world.names(world.snapshot().tree) == {"d/c", "e"}
 
 
+@pytest.mark.by_both
 def test_overlay_attributes_of_the_agent_hide_nothing(tmp_path: Path) -> None:
     world = World.make(tmp_path, {"d/a": "1\n", "b": ""})
 
@@ -184,12 +191,14 @@ def test_file_mode_follows_the_users_setting(tmp_path: Path) -> None:
     assert {info.split()[0] for info in world.files(world.snapshot().tree).values()} == {b"100644"}
 
 
+@pytest.mark.by_both
 def test_setuid_leaves_only_the_executable_bit(tmp_path: Path) -> None:
     world = World.make(tmp_path)
     world.sh("echo 1 > f; chmod 6755 f")
     assert world.files(world.snapshot().tree)[b"f"].split()[0] == b"100755"
 
 
+@pytest.mark.by_both
 def test_a_file_copied_up_without_a_change_changes_nothing(tmp_path: Path) -> None:
     world = World.make(tmp_path, {"d/a": "1\n"})
     world.sh("chmod +x d/a; chmod -x d/a; touch d/a; mkdir e")
@@ -252,6 +261,7 @@ def test_a_file_over_the_limit_keeps_its_old_version(tmp_path: Path) -> None:
     assert taken.left_out == tuple(LeftOut(path, LeftOutReason.TOO_LARGE) for path in (b"new", b"old"))
 
 
+@pytest.mark.by_both
 def test_what_can_not_be_read_keeps_its_old_version(tmp_path: Path) -> None:
     world = World.make(tmp_path, {"f": "1\n", "d/g": "1\n"})
     if os.getuid() != 0:  # all that he can have there is his own, which is read whatever its mode

@@ -18,6 +18,8 @@ from overlayrun.kernel.syscalls import landlock_abi
 if TYPE_CHECKING:
     from conftest import Terminal, UserRepo
 
+pytestmark = pytest.mark.shared  # keys and modes of a terminal
+
 Until = Callable[..., None]
 
 
@@ -42,6 +44,7 @@ def _line(repo: UserRepo, script: str) -> str:
     return f"{shlex.join(repo.command('-b', 'b', '--', 'bash', '-c', script))}\n"
 
 
+@pytest.mark.by_both
 def test_the_command_has_the_terminal(repo: UserRepo) -> None:
     script = "test -t 0 && test -t 1 && test -t 2 && : </dev/tty && stty size && echo fine"
     with _run(repo, script) as terminal:
@@ -69,6 +72,7 @@ def test_interrupt_goes_to_the_command_which_decides(repo: UserRepo) -> None:
     assert repo.show("b", "caught") == "caught\n"
 
 
+@pytest.mark.by_both
 def test_interrupt_ends_a_plain_command_with_130_and_keeps_its_work(repo: UserRepo) -> None:
     with _run(repo, f"echo x >new; echo ready; exec {repo.sleeper()}") as terminal:
         terminal.expect("ready")
@@ -108,6 +112,7 @@ def test_quit_key_reaches_the_command(repo: UserRepo) -> None:
         assert terminal.end() == 128 + signal.SIGQUIT
 
 
+@pytest.mark.by_both
 def test_hangup_of_the_terminal_ends_everything_and_keeps_the_work(repo: UserRepo, until: Until) -> None:
     with _run(repo, f"echo x >new; echo ready; {repo.sleeper()}") as terminal:
         terminal.expect("ready")
@@ -149,6 +154,7 @@ def test_a_killed_full_screen_program_leaves_a_plain_screen(repo: UserRepo) -> N
         assert "\x1b[?25h" in terminal.text()
 
 
+@pytest.mark.by_both
 def test_stop_and_continue_under_a_shell(repo: UserRepo, until: Until) -> None:
     counter = "i=0; while :; do i=$((i+1)); echo turn $i; [ -e stop ] && exit 5; sleep 0.1; done"
     with _shell(repo) as terminal:
@@ -182,6 +188,7 @@ def test_a_stopped_run_can_go_on_in_the_background(repo: UserRepo, until: Until)
     assert repo.show("b", "done") == "done\n"
 
 
+@pytest.mark.by_both
 def test_job_control_works_inside(repo: UserRepo) -> None:
     """An interactive shell as the command: its own jobs, and the terminal back for the user's shell."""
     with _shell(repo) as terminal:
@@ -226,6 +233,7 @@ def test_interrupt_before_the_command_runs_leaves_nothing_locked(repo: UserRepo,
     assert repo.sh("true").code == 0
 
 
+@pytest.mark.by_both
 def test_a_signal_to_its_own_group_stays_inside(repo: UserRepo) -> None:
     """On a terminal the command is in the group of the user's job, which kill(2) of process 0 goes by."""
     if landlock_abi() < 6:

@@ -383,3 +383,26 @@ def test_the_target_is_there_at_its_own_commit(repo: UserRepo) -> None:
     repo.commit("later", new="1\n")
     done = repo.overlayrun("-q", "--into", "release", "-b", "b", "--", "git", "rev-parse", "release")
     assert done.out.strip() == repo.git("rev-parse", "release") != repo.git("rev-parse", "HEAD")
+
+
+_TOLD = """
+import os, sys
+from overlayrun.launch import main
+def tell(event, args):
+    if event == "open" and args[0] == "/proc/self/mountinfo":
+        os.write(1, b"read")
+sys.addaudithook(tell)
+main()
+"""
+
+
+@pytest.mark.shared
+def test_a_start_reads_the_list_of_mounts_once(repo: UserRepo) -> None:
+    """It is as long as the machine has mounts."""
+    import subprocess
+    import sys
+
+    repo.inside("true")  # the first start of all enters the repository into a list
+    argv = [sys.executable, "-c", _TOLD, "-b", "b", "--", "true"]
+    out = subprocess.check_output(argv, cwd=repo.root, env=repo.env, text=True)
+    assert out == "read"

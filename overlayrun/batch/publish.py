@@ -141,6 +141,12 @@ def branch_of(prefix: str, task: str) -> str:
         ) from err
 
 
+def expect_remote(git_dir: str, remote: str, prefix: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise what `publish` would for this remote and prefix, before there is anything to push."""
+    check_source(remote, (Allow.FORK,), environ)
+    _branches(git_dir, remote, [branch_of(prefix, "task")], environ)
+
+
 def check_source(remote: str, allow: Collection[Allow], environ: Mapping[str, str]) -> None:
     """Raise UsageError for a remote that git takes for something else, and for pull requests from forks."""
     if not remote or remote.startswith("-") or "::" in remote or any(char < " " for char in remote):

@@ -22,6 +22,7 @@ from overlayrun.batch.engines.local import HOST, LocalEngine
 from overlayrun.batch.foreach import tracked_files
 from overlayrun.batch.journal import LATEST, Planned, create_run, find_run, locked, read_plan, write_plan
 from overlayrun.batch.layout import BatchLayout
+from overlayrun.batch.publish import expect_remote
 from overlayrun.batch.reports.files import expect_place
 from overlayrun.batch.run_options import options_from_json, options_to_json
 from overlayrun.batch.task import Task
@@ -29,7 +30,7 @@ from overlayrun.batch.tasks import expand, plan_rows, rates, shard
 from overlayrun.cli.batch_end import end
 from overlayrun.cli.batch_engine import dask_engine, reach
 from overlayrun.cli.batch_lines import Lines, Silence, heading
-from overlayrun.cli.batch_options import Typed, batch_options, run_wide_options
+from overlayrun.cli.batch_options import OF_BATCH, Typed, batch_options, run_wide_options
 from overlayrun.cli.batch_publish import (
     check_publication,
     publish_results,
@@ -41,7 +42,7 @@ from overlayrun.cli.options import run_options
 from overlayrun.cli.render import count_text, on_terminal, say, say_json, say_table
 from overlayrun.cli.telling import tell
 from overlayrun.errors import UsageError
-from overlayrun.model import AgentState, DirtyPolicy, RunOptions
+from overlayrun.model import DirtyPolicy, RunOptions
 from overlayrun.reconcile.settings import read_settings
 from overlayrun.store.location import Repository
 from overlayrun.workspace.layout import Layout, open_state
@@ -131,6 +132,8 @@ def _new(opened: Opened, typed: Typed, command: tuple[str, ...]) -> int:
         reach(repository.root, typed.engine, typed.values)
     if typed.dry_run:
         return _show_plan(_expanded(document, typed, command, run="RUN"), as_json=typed.as_json)
+    if typed.values.get("publish"):  # agents' time and money would be spent by then
+        expect_remote(repository.common_dir, typed.values["publish"], typed.values["prefix"])
     place = create_run(open_state(repository.common_dir))
     try:
         tasks = _expanded(document, typed, command, run=place.run)
@@ -178,12 +181,7 @@ def _expanded(document: Document | None, typed: Typed, command: tuple[str, ...],
 
 def _options(repository: Repository, typed: Typed) -> RunOptions:
     """Options of every attempt's run."""
-    ours = {
-        "dirty": DirtyPolicy.IGNORE,  # every task starts from the same, whatever you save meanwhile
-        # Agents that start at the same moment fight for one database, and a batch would fill your own list.
-        "agent_state": AgentState.PRIVATE,
-        "quiet": True,
-    }
+    ours = {**OF_BATCH, "quiet": True}
     return run_options({**configured(repository.root, repository.common_dir), **ours, **typed.run_wide()})
 
 
@@ -217,7 +215,7 @@ def _say_head(repository: Repository, options: RunOptions, planned: Planned, typ
     tell(heading(len(planned.tasks), planned.run, planned.base, planned.settings.jobs))
     changed = len(look(repository).changed) if options.dirty is DirtyPolicy.IGNORE else 0
     if changed:
-        tell(f"{count_text(changed, 'uncommitted change')} left out (--dirty include takes it along)")
+        tell(f"{count_text(changed, 'uncommitted change')} left out; to take along: --dirty include")
     tell(f"if it is stopped: overlayrun batch --resume {planned.run}")
 
 

@@ -20,7 +20,8 @@ from overlayrun.cli.options import RUN_OPTIONS
 from overlayrun.cli.run import click_option
 from overlayrun.cli.words import ParamType, json_option
 from overlayrun.errors import OverlayrunError, UsageError
-from overlayrun.values import count, seconds
+from overlayrun.model import AgentState, DirtyPolicy
+from overlayrun.values import count, seconds, wanted
 
 JOBS: Final = 4
 """Attempts at a time where nobody says: agents wait for models most of the time."""
@@ -31,6 +32,12 @@ _NOT_HERE: Final = frozenset(
 )
 RUN_WIDE: Final = tuple(option for option in RUN_OPTIONS if option.name not in _NOT_HERE)
 """Run options that hold for every attempt."""
+OF_BATCH: Final[Mapping[str, Any]] = {
+    "dirty": DirtyPolicy.IGNORE,  # every task starts from the same, whatever you save meanwhile
+    # Agents that start at the same moment fight for one database, and a batch would fill your own list.
+    "agent_state": AgentState.PRIVATE,
+}
+"""What a batch takes where nobody says otherwise: other than a run."""
 _LONGEST_PROMPT: Final = 1 << 20
 RESOURCES: Final = ("memory", "pids", "cpus", "disk")
 _OF_TASKS: Final = (
@@ -67,21 +74,21 @@ class _Converted(ParamType):
             return value
         try:
             return self._convert(value)
-        except (ValueError, UsageError) as err:
-            return self.fail(f"{value!a} is not {self.name}: {err}", param, ctx)
+        except (ValueError, UsageError):
+            return self.fail(f"{value!a} is not {wanted(self.name)}", param, ctx)
 
 
 def _rate(text: str) -> tuple[str, Rate]:
     provider, equals, rate = text.rpartition("=")
     if not equals or not provider:
-        raise ValueError("as in anthropic=30/m")
+        raise ValueError(text)
     return provider, parse_rate(rate)
 
 
 def _shard(text: str) -> tuple[int, int]:
     number, _, total = text.partition("/")
     if not 1 <= count(number) <= count(total):
-        raise ValueError("as in 2/8")
+        raise ValueError(text)
     return int(number), int(total)
 
 
@@ -230,8 +237,8 @@ def batch_options(command: Callable[..., Any]) -> Any:
 
 
 def run_wide_options() -> list[click.Option]:
-    """Run options as `run` has them."""
-    return [click_option(option) for option in RUN_WIDE]
+    """Run options as `run` has them, but for what a batch sets otherwise."""
+    return [click_option(option, OF_BATCH.get(option.name)) for option in RUN_WIDE]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from overlayrun.errors import UsageError
 from overlayrun.reconcile.settings import FILE, TABLE, Settings, file_values
 from overlayrun.reconcile.settings import KEYS as RECONCILE_KEYS
 from overlayrun.store.git import git
+from overlayrun.values import shown
 
 # Every setting: of runs, and of the reconciler.
 _ALL: Final = {
@@ -114,14 +115,8 @@ def _in_file(root: str) -> dict[str, list[tuple[str, str]]]:
     found = {}
     for name, value in file_values(root).items():
         texts = value if isinstance(value, tuple) else (getattr(value, "value", value),)
-        found[f"{TABLE}.{name.replace('_', '-')}"] = [(_text(text), FILE) for text in texts]
+        found[f"{TABLE}.{name.replace('_', '-')}"] = [(shown(text), FILE) for text in texts]
     return found
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}s" if isinstance(value, float) else str(value)
 
 
 def _shown(option: Option, values: list[tuple[str, str]] | None) -> tuple[str, str]:
@@ -129,8 +124,7 @@ def _shown(option: Option, values: list[tuple[str, str]] | None) -> tuple[str, s
     if values:
         text = " ".join(value for value, _ in values) if option.many else values[-1][0]
         return text, values[-1][1]
-    default = getattr(option.default, "value", option.default)
-    return _text(default) if default or isinstance(default, bool) else "", "default"
+    return shown(getattr(option.default, "value", option.default)), "default"
 
 
 def _show_all(root: str, *, as_json: bool) -> None:

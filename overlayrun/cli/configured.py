@@ -7,7 +7,7 @@ import os
 from overlayrun.cli.options import RUN_OPTIONS
 from overlayrun.errors import UsageError
 from overlayrun.store.git import git
-from overlayrun.values import switch
+from overlayrun.values import switch, wanted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def parse(option: Option, text: str) -> Any:
             return switch(text)
         return option.convert(text)
     except ValueError as err:
-        takes = option.metavar or "true or false"
+        takes = wanted(option.metavar or "true or false")
         raise UsageError(
             f"git config {key} can't be {text!a}: it takes {takes}",
             hint=f"overlayrun config {key_of(option)} VALUE, or: git config --unset {key}",

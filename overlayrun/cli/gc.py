@@ -12,6 +12,7 @@ from overlayrun.cli.render import count_text, say, say_json, say_table, size_tex
 from overlayrun.cli.words import ParamType, json_option
 from overlayrun.collect import Garbage, collect, garbage
 from overlayrun.removal import clear_half_made
+from overlayrun.store.scratch import clear_abandoned
 
 _SPANS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _SIZES: Final = {"k": 2.0**10, "m": 2.0**20, "g": 2.0**30, "t": 2.0**40}
@@ -67,6 +68,7 @@ def gc_command(*, dry_run: bool, max_age: float, max_size: float | None, as_json
     there = os.path.isdir(opened.layout.root)  # a repository that was never used has no state
     if there and not dry_run:
         clear_half_made(opened.layout, opened.repository.common_dir)
+        clear_abandoned()
     items = garbage(opened.layout, max_age=max_age, max_size=most) if there else []
     freed = sum(item.size for item in items) if dry_run or not there else collect(opened.layout, items)
     if as_json:

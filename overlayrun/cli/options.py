@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from overlayrun.errors import UsageError
 from overlayrun.model import AgentState, BackendKind, CarryPolicy, DirtyPolicy, HomePolicy, RunOptions
-from overlayrun.values import cores, count, port, seconds, size
+from overlayrun.values import cores, count, port, seconds, size, wanted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,6 +140,6 @@ def _take(given: dict[str, Any], option: Option, value: str) -> None:
     except ValueError as err:
         raise UsageError(
             f"{option.flags[-1]} can't be {value!r}",
-            hint=f"it takes {option.metavar}, see: overlayrun run --help",
+            hint=f"it takes {wanted(option.metavar or '')}; see: overlayrun run --help",
         ) from err
     given[option.name] = [*given.get(option.name, ()), converted] if option.many else converted

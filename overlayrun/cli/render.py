@@ -16,6 +16,7 @@ from overlayrun.report import printable
 
 SCHEMA: Final = 1  # of every --json answer; raised when a name in one changes its meaning or goes
 _GAP: Final = "  "
+_LEAST: Final = 16  # characters of a last column that is cut
 _UNITS: Final = ("KB", "MB", "GB", "TB")
 
 
@@ -44,11 +45,14 @@ def coloured(text: str, colour: str) -> str:
     return click.style(text, fg=colour) if has_colours() else text
 
 
-def say_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table with a line a row; its last column is cut at the edge of a terminal, never in a pipe."""
+def say_table(heads: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str] = ()) -> None:
+    """A table with a line a row; its last column is cut at the edge of a terminal, never in a pipe.
+
+    spare: heads of columns that a narrow terminal goes without, the first to go first.
+    """
     safe = [[printable(cell) for cell in row] for row in rows]
     if on_terminal():
-        _say_rich(heads, safe)
+        _say_rich(heads, safe, spare)
         return
     widths = [max(map(len, column)) for column in zip(heads, *safe, strict=True)]
     for row in [heads, *safe]:
@@ -56,18 +60,25 @@ def say_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         say(_GAP.join(cells).rstrip())
 
 
-def _say_rich(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _say_rich(heads: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str]) -> None:
+    from rich.cells import cell_len, set_cell_size
     from rich.console import Console  # 60 ms, and only a terminal needs it
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in heads:
-        is_last = head == heads[-1]
-        table.add_column(head, no_wrap=True, overflow="ellipsis" if is_last else "fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    columns = {head: [head, *cells] for head, *cells in zip(heads, *rows, strict=True)}
+    widths = {head: max(map(cell_len, cells)) for head, cells in columns.items()}
+    widths[heads[-1]] = min(widths[heads[-1]], _LEAST)
+    going = list(spare)
+    while going and sum(widths.values()) + len(_GAP) * (len(widths) - 1) > console.width:
+        widths.pop(going.pop(0), None)
+    for number, cells in enumerate(zip(*(columns[head] for head in widths), strict=True)):
+        padded = (
+            set_cell_size(cell, width) for cell, width in zip(cells[:-1], widths.values(), strict=False)
+        )
+        line = Text(_GAP.join([*padded, cells[-1]]).rstrip(), style="bold" if not number else "")
+        line.truncate(console.width, overflow="ellipsis")
+        console.print(line)
 
 
 def say_pairs(pairs: Sequence[tuple[str, str]]) -> None:

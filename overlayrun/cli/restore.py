@@ -21,6 +21,10 @@ def restore_command(*, text: str, place: str, as_json: bool) -> None:
 
     What is there now becomes a snapshot first, and going back is a new one: nothing is lost.
     """
+    if place and not place.startswith("@"):
+        raise UsageError(
+            f"not a snapshot: {place!a}", hint=f"write it like: overlayrun restore {text!a} @{{1}}"
+        )
     opened = open_here()
     wanted = parse_revision(opened.layout, opened.repo, text + place)
     if "@" not in text + place or wanted.snapshot is None:

@@ -11,9 +11,9 @@ from overlayrun.cli.render import count_text, say
 from overlayrun.cli.telling import tell
 from overlayrun.cli.words import BRANCH
 from overlayrun.errors import WorkspaceError
-from overlayrun.overview import Unsaved, branch_is_checked_out, unsaved
 from overlayrun.removal import drop
 from overlayrun.report import printable
+from overlayrun.unsaved import Unsaved, branch_is_checked_out, unsaved
 from overlayrun.workspace.record import Record
 
 

@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem  # noqa: TID251  # this is ove
 from overlayrun.cli.options import RUN_OPTIONS, Option
 from overlayrun.cli.words import BRANCH, ParamType
 from overlayrun.launch import run
+from overlayrun.values import shown, wanted
 
 
 class _Value(ParamType):
@@ -26,7 +27,7 @@ class _Value(ParamType):
         try:
             return self.option.convert(value)
         except ValueError:
-            return self.fail(f"{value!a} is not {self.option.metavar}", param, ctx)
+            return self.fail(f"{value!a} is not {wanted(self.name)}", param, ctx)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -41,21 +42,15 @@ class _Value(ParamType):
         return [CompletionItem(choice) for choice in choices if choice.startswith(incomplete)]
 
 
-def click_option(option: Option) -> click.Option:
-    """An option of the table as click has it."""
+def click_option(option: Option, default: Any = None) -> click.Option:
+    """An option of the table as click has it. default: the one shown, where a command has its own."""
     names = [*option.flags, option.name]
     if option.metavar is None:
         return click.Option(names, is_flag=True, help=option.help)
-    return click.Option(
-        names, metavar=option.metavar, type=_Value(option), multiple=option.many, help=_help(option)
-    )
-
-
-def _help(option: Option) -> str:
-    shown = getattr(option.default, "value", option.default)
-    if shown in (None, ()):
-        return option.help
-    return f"{option.help} [default: {f'{shown:g}s' if isinstance(shown, float) else shown}]"
+    chosen = default or option.default
+    text = shown(getattr(chosen, "value", chosen))
+    told = f"{option.help} [default: {text}]" if text else option.help
+    return click.Option(names, metavar=option.metavar, type=_Value(option), multiple=option.many, help=told)
 
 
 def _run(command: tuple[str, ...], **given: Any) -> int:
@@ -69,7 +64,8 @@ run_command: Final = click.Command(
     help="""Run a command in a new branch, or in one that is there (-b).
 
     The word `run` may be left out where `--` stands before the command. Exit code: the
-    command's; 125 for a failure of overlayrun, 126 not executable, 127 not found, 128+n for signal n.
+    command's; 124 its time was up, 125 for a failure of overlayrun, 126 not executable, 127 not found,
+    128+n for signal n. SPAN is 90s, 20m or 2h, SIZE 512M or 4G.
 
     A command can learn where it is: $OVERLAYRUN_HELP names a note, and `overlayrun snapshot`,
     `status` and `fork` work inside.

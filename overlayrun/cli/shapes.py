@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overlayrun.account import Session
 from overlayrun.carriers import Carrier
 from overlayrun.incoming import Incoming
 from overlayrun.overview import Overview, Turn
-from overlayrun.snapshot import LeftOut
 from overlayrun.store.repo import DiffStat, Repo, SnapshotInfo
 from overlayrun.story import Step
 from overlayrun.workspace.record import Run
+
+if TYPE_CHECKING:
+    from overlayrun.snapshot import LeftOut
 
 
 def workspace_shape(item: Overview) -> dict[str, Any]:

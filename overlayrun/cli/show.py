@@ -19,13 +19,14 @@ from overlayrun.cli.shapes import left_out_shape, snapshot_shape, step_shape, wo
 from overlayrun.cli.words import branch_argument, json_option
 from overlayrun.errors import StoreError, WorkspaceBusy
 from overlayrun.model import CommitId
-from overlayrun.overview import Overview, State, left_out, overview
+from overlayrun.overview import Overview, State, overview
 from overlayrun.report import printable
 from overlayrun.revision import Revision, parse_revision, pick
 from overlayrun.snapshot import LeftOut
 from overlayrun.store.refs import branch_ref, snapshots_ref
 from overlayrun.store.repo import SnapshotInfo
 from overlayrun.story import story
+from overlayrun.unsaved import left_out
 from overlayrun.wording import command_text
 from overlayrun.workspace.catalogue import find
 from overlayrun.workspace.lock import lock
@@ -76,7 +77,7 @@ def _left_out(opened: Opened, item: Overview) -> tuple[LeftOut, ...]:
         return ()
     try:
         held = lock(opened.layout.workspace(item.record.id).lock)
-    except WorkspaceBusy:
+    except (WorkspaceBusy, OSError):  # nor can anybody hold it on a disk that takes no writes
         return ()
     try:
         return left_out(opened.layout, item.record)

@@ -49,6 +49,8 @@ def snapshot_lean(words: Sequence[str]) -> int | None:
     except OverlayrunError as err:
         show_error(err)
         return _FAILED
+    except OSError:  # click's way meets it again, and says it
+        return None
     if answer is None:
         return None
     show(branch, answer, as_json=wanted.as_json)

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 from overlayrun.errors import OverlayrunError, WorkspaceBusy, WorkspaceError
 from overlayrun.folders.api import SEPARATOR, Kind, Tree
-from overlayrun.folders.freezing import Freezer
+from overlayrun.folders.children import Children
 from overlayrun.folders.shown import (
     COMMAND,
     Scene,
@@ -24,11 +24,11 @@ from overlayrun.folders.shown import (
     words_of,
 )
 from overlayrun.model import RunOptions
-from overlayrun.overview import branch_is_checked_out, unsaved
 from overlayrun.prepare import open_or_make
 from overlayrun.removal import drop
-from overlayrun.store.location import find_repository, resolve_commit
+from overlayrun.store.location import Repository, find_repository
 from overlayrun.store.repo import Repo
+from overlayrun.unsaved import branch_is_checked_out, unsaved
 from overlayrun.workspace.catalogue import find_exact, records
 from overlayrun.workspace.lock import lock, unlock
 from overlayrun.workspace.record import Record
@@ -60,9 +60,9 @@ class Branches:
     writes. let_go: has the file system drop a tree.
     """
 
-    def __init__(self, scene: Scene, options: RunOptions, freezer: Freezer) -> None:
+    def __init__(self, scene: Scene, options: RunOptions, children: Children) -> None:
         self._scene = scene
-        self._freezer = freezer
+        self._children = children
         self._options = options
         self._shown: dict[str, Shown] = {}
         self._also: dict[str, str] = {}
@@ -122,28 +122,45 @@ class Branches:
                 return None
 
     def make(self, name: str) -> Tree:
-        """A new branch `x` from HEAD or `x@revision`. Raises OSError: EEXIST, EINVAL."""
+        """A new branch `x` from HEAD or `x@revision`. Raises Later until it is there, OSError: EEXIST."""
         text, _, revision = name.partition("@")
         branch = text.replace(SEPARATOR, "/")
-        repository = find_repository(self._scene.root)
-        known = find_exact(self._scene.layout, branch)
-        if known is not None or Repo(repository.common_dir).ref(f"refs/heads/{branch}"):
-            if known is None:
-                self._scene.tell(f"mkdir {text}: git has that branch; one from it: mkdir NEW-NAME@{text}")
-            raise FileExistsError(errno.EEXIST, "the branch is there")
-        asked = {"branch": branch, "base": revision.replace(SEPARATOR, "/") or None}
-        options = RunOptions(**{**vars(self._options), **asked})
-        base = resolve_commit(repository, options.base)[1] if options.base else repository.head_tree
-        self._freezer.need(base)
-        prepared = open_or_make(repository, self._scene.layout, options, [COMMAND], self._scene.tell)
-        try:
-            one = self._shown[branch] = show(self._scene, prepared.record)
-        finally:
-            unlock(prepared.lock)
+        key = f"make {name}"
+        if not self._children.is_done(key):
+            repository = find_repository(self._scene.root)
+            self._refuse_known(repository, branch, text)
+            base = revision.replace(SEPARATOR, "/") or None
+            self._children.begin(key, lambda: self._make(repository, branch, base))
+        one = self._shown[branch] = self._show(branch)
         if revision:
             self._also[name] = text
         one.used = time.monotonic()
         return one.tree()
+
+    def _show(self, branch: str) -> Shown:
+        """Of a branch that was just made."""
+        record = find_exact(self._scene.layout, branch)
+        if record is None:
+            raise FileNotFoundError(errno.ENOENT, "it is gone already")
+        held = lock(self._scene.layout.workspace(record.id).lock)
+        try:
+            return show(self._scene, record)
+        finally:
+            unlock(held)
+
+    def _refuse_known(self, repository: Repository, branch: str, text: str) -> None:
+        known = find_exact(self._scene.layout, branch)
+        if known is None and not Repo(repository.common_dir).ref(f"refs/heads/{branch}"):
+            return
+        if known is None:
+            self._scene.tell(f"mkdir {text}: git has that branch; one from it: mkdir NEW-NAME@{text}")
+        raise FileExistsError(errno.EEXIST, "the branch is there")
+
+    def _make(self, repository: Repository, branch: str, base: str | None) -> None:
+        """In a child: by some backends, and before the base is frozen, it is a copy of all files."""
+        options = RunOptions(**{**vars(self._options), "branch": branch, "base": base})
+        prepared = open_or_make(repository, self._scene.layout, options, [COMMAND], self._scene.tell)
+        unlock(prepared.lock)
 
     def remove(self, name: str) -> None:
         """Remove a branch that has landed or has no changes. Raises OSError: ENOTEMPTY, EBUSY, ENOENT."""

@@ -18,6 +18,7 @@ from overlayrun.errors import HostError, OverlayrunError, WorkspaceBusy
 from overlayrun.files import write_whole
 from overlayrun.folders.api import Kind, Tree
 from overlayrun.folders.branches import Branches
+from overlayrun.folders.children import Children
 from overlayrun.folders.commits import Commits
 from overlayrun.folders.freezing import Freezer
 from overlayrun.folders.place import Stand, drop_link, keep_link, open_already
@@ -84,8 +85,9 @@ class Daemon:
         self._began = time.time()
         self._is_over = False
         self._is_unmounted = False
-        self._freezer = Freezer(scene)
-        self._branches = Branches(scene, options, self._freezer)
+        self._children = Children(scene.tell)
+        self._freezer = Freezer(scene, self._children)
+        self._branches = Branches(scene, options, self._children)
         self._commits = Commits(scene, self._freezer)
         self._answers = _Answers(self._branches, self._commits, scene.tell)
         self._served: Served | None = None
@@ -114,19 +116,17 @@ class Daemon:
 
     def _loop(self, signals: int, door: int, answer: Callable[[], None]) -> None:
         assert self._served is not None
-        waiting = select.poll()
-        for fd in (signals, door, self._served.end.fileno()):
-            waiting.register(fd, select.POLLIN)
         while not self._is_over:
             if not self._stands.is_there():
                 self._tell(f"the repository is not in {self._layout.root} any more")
                 return
             keep_link(self._place, self._mountpoint)
-            if self._freezer.has_news():
+            if self._children.has_news() | self._freezer.has_news():
                 self._served.end.ask_again()
             seconds = min(self._branches.tick(), self._freezer.patience, _LOOK)
             waits = self._served.end.has_waiting
-            ready = {fd for fd, _ in waiting.poll(0 if waits else seconds * 1000 + 1)}
+            watched = [signals, door, self._served.end.fileno(), *self._children.fds]
+            ready = _ready(watched, 0 if waits else seconds)
             if signals in ready:
                 return
             if door in ready:
@@ -188,6 +188,14 @@ class Daemon:
                 pass
         self._commits.close_all()
         return self._branches.close_all()
+
+
+def _ready(fds: list[int], seconds: float) -> set[int]:
+    """Those that have input, at once or within so many seconds."""
+    waiting = select.poll()
+    for fd in fds:
+        waiting.register(fd, select.POLLIN)
+    return {fd for fd, _ in waiting.poll(seconds * 1000 + 1 if seconds else 0)}
 
 
 def _clear(mountpoint: str) -> bool:

@@ -40,11 +40,14 @@ class Request(NamedTuple):
 
 
 class Device:
-    """A mounted file system's end in this process. can_map: whether direct I/O leaves mmap possible."""
+    """A mounted file system's end in this process.
+
+    can_map: whether direct I/O leaves mmap possible. can_expire: whether a name can be doubted, not dropped.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.can_map = False
+        self.can_map = self.can_expire = False
         self._buffer = bytearray(_MOST + 4096)
         self._view = memoryview(self._buffer)
 
@@ -71,7 +74,9 @@ class Device:
         _, minor, readahead, offered = fuse.INIT_IN.unpack_from(body)
         more = 0
         if offered & fuse.INIT_EXT:
-            more = int.from_bytes(body[16:20], "little") & fuse.DIRECT_IO_ALLOW_MMAP
+            more = int.from_bytes(body[16:20], "little")
+        self.can_expire = bool(more & fuse.HAS_EXPIRE_ONLY)
+        more &= fuse.DIRECT_IO_ALLOW_MMAP
         self.can_map = bool(more)
         pages = min(_MOST // os.sysconf("SC_PAGE_SIZE"), 0xFFFF)
         agreed = (
@@ -99,8 +104,15 @@ class Device:
 
     def drop_entry(self, parent: int, name: str) -> None:
         """Make the kernel forget a name and all below it. Waits for whoever changes that directory."""
+        self._tell_of(parent, name, 0)
+
+    def expire_entry(self, parent: int, name: str) -> None:
+        """Make the kernel ask for a name at its next use; who is in it stays there. Waits as above."""
+        self._tell_of(parent, name, fuse.EXPIRE_ONLY)
+
+    def _tell_of(self, parent: int, name: str, flags: int) -> None:
         encoded = os.fsencode(name)
-        body = fuse.INVAL_ENTRY.pack(parent, len(encoded), 0) + encoded + b"\0"
+        body = fuse.INVAL_ENTRY.pack(parent, len(encoded), flags) + encoded + b"\0"
         self._write(fuse.OUT_HEADER.pack(16 + len(body), fuse.NOTIFY_INVAL_ENTRY, 0) + body)
 
     def drop_inode(self, number: int) -> None:

@@ -22,14 +22,16 @@ from typing import Final
 from overlayrun.folders.api import Answers, Kind
 from overlayrun.folders.device import Device, Looks, Request
 from overlayrun.folders.moves import Pending
-from overlayrun.folders.nodes import FIRST_NODE, Moving, Nodes, Shown, Unbound
+from overlayrun.folders.nodes import FIRST_NODE, LetGo, Moving, Nodes, Shown, Unbound
 from overlayrun.folders.requests import Answer, Requests
+from overlayrun.folders.slow import Below, Slow
 from overlayrun.folders.top import Top
 from overlayrun.folders.waiting import Waiting
 from overlayrun.kernel import fuse
 
 _WAITERS: Final = 16
 _FLUSHERS: Final = 4
+_WORKERS: Final = 32
 _TELL_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 2.0
 _UNANSWERED: Final = (fuse.FORGET, fuse.BATCH_FORGET, fuse.INTERRUPT)
@@ -53,8 +55,9 @@ class FileSystem:
         self._waiters = ThreadPoolExecutor(_WAITERS, "waiter")
         # Of their own: a save is not to wait until somebody else's large commit is there.
         self._flushers = ThreadPoolExecutor(_FLUSHERS, "flusher")
+        self._workers = ThreadPoolExecutor(_WORKERS, "worker")
         self._telling: list[Shown] = []
-        self._dropped: queue.SimpleQueue[tuple[int, str, list[int]]] = queue.SimpleQueue()
+        self._dropped: queue.SimpleQueue[tuple[int, str, LetGo]] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Answer until the file system is unmounted."""
@@ -99,13 +102,16 @@ class FileSystem:
             with self._lock:
                 answer = self._call(request)
         except Unbound as err:
-            shown, kept = err.shown, request._replace(body=memoryview(bytes(request.body)))
+            shown, kept = err.shown, _kept(request)
             self._wait(self._waiters, request, lambda: self._bind(shown, kept))
             return
         if answer is None:
             return
         if isinstance(answer, Pending):
             self._wait(self._waiters, request, lambda: self._move(request.unique, answer))
+            return
+        if isinstance(answer, Slow):
+            self._do(request, answer)
             return
         if not callable(answer):
             self._device.answer(request.unique, answer)
@@ -122,11 +128,32 @@ class FileSystem:
         self._nodes.trim()
         try:
             return method(request.node, request.body)
+        except Below as err:
+            return err.slow
         except Moving as err:
-            kept = request._replace(body=memoryview(bytes(request.body)))
+            kept = _kept(request)
             self._waiting.begin(kept.unique, kept.caller)
             err.waiting.append(lambda: self._attempt(kept.unique, lambda: self._resume(kept)))
             return None
+
+    def _do(self, request: Request, slow: Slow) -> None:
+        if slow.is_before:
+            kept = _kept(request)
+            self._wait(self._workers, kept, lambda: self._worked(kept, slow))
+        else:  # nobody is told that it was in vain: it may be half done
+            self._workers.submit(self._attempt, request.unique, partial(self._worked, request, slow))
+
+    def _worked(self, request: Request, slow: Slow) -> None:
+        try:
+            given = slow.work()
+        finally:
+            with self._moved:
+                slow.end()
+                self._moved.notify_all()
+        if given is not None:
+            self._device.answer(request.unique, given)
+        else:
+            self._resume(request)
 
     def _resume(self, request: Request) -> None:
         if self._waiting.end(request.unique):
@@ -158,8 +185,7 @@ class FileSystem:
 
     def _bind(self, shown: Shown, request: Request) -> None:
         self._top.bind(shown)
-        if self._waiting.end(request.unique):
-            self._answer(request)
+        self._resume(request)
 
     def _finish(self, unique: int, answer: Callable[[], bytes]) -> None:
         given = answer()
@@ -180,19 +206,30 @@ class FileSystem:
             flusher.join(_FLUSH_SECONDS)
         with self._moved:
             found = [pair for pair in self._top.shown() if pair[1].kind is kind and pair[1].name == name]
-            if not unused:
-                self._moved.wait_for(lambda: not any(shown.is_moving for _, shown in found))
+            if unused and any(self._is_used(shown, unused) for _, shown in found):
+                return False
             for parent, shown in found:
-                is_used = (
-                    shown.is_moving
-                    or time.monotonic() - shown.used < unused
-                    or self._requests.has_open(shown)
-                )
-                if unused and shown.is_bound and is_used:
-                    return False
+                resumed = self._when_idle(shown)
                 # Another thread tells the kernel: it may wait there for a request that waits for our caller.
                 self._dropped.put((parent, f"{kind.value}/{name}", self._nodes.let_go(shown)))
+                shown.waiting = None
+                for resume in resumed:
+                    self._waiters.submit(resume)
         return True
+
+    def _is_used(self, shown: Shown, seconds: float) -> bool:
+        if not shown.is_bound:
+            return False
+        is_new = time.monotonic() - shown.used < seconds
+        return is_new or shown.is_moving or bool(shown.busy) or self._requests.has_open(shown)
+
+    def _when_idle(self, shown: Shown) -> list[Callable[[], None]]:
+        """Wait until nothing is done in a tree; what is asked from then on waits in the list given back."""
+        self._moved.wait_for(lambda: not shown.is_moving)
+        waiting: list[Callable[[], None]] = []
+        shown.waiting = waiting  # else there would be new work for ever
+        self._moved.wait_for(lambda: not shown.busy)
+        return waiting
 
     def _flush(self, kind: Kind, name: str) -> None:
         with self._lock:
@@ -201,11 +238,15 @@ class FileSystem:
             self._device.drop_inode(number)  # comes back when the pages are written; syncfs(2) does not
 
     def _drop(self) -> None:
-        parent, path, numbers = self._dropped.get()
-        self._device.drop_entry(parent, path.rpartition("/")[2])
-        for number in numbers:
+        parent, path, gone = self._dropped.get()
+        for number in gone.nodes:  # before all that waits for others: what they hold is what is read
             self._device.drop_inode(number)
-        if numbers:
+        if self._device.can_expire:  # the tree's own name is doubted every second anyway
+            for above, name in gone.entries:
+                self._device.expire_entry(above, name)
+            return
+        self._device.drop_entry(parent, path.rpartition("/")[2])
+        if gone.nodes:
             _look_up(f"{self._mountpoint}/{path}")
 
     def _tell(self) -> None:
@@ -234,8 +275,15 @@ class FileSystem:
         return changed
 
 
+def _kept(request: Request) -> Request:
+    """The same, for longer than until the next one."""
+    return request._replace(body=memoryview(bytes(request.body)))
+
+
 def _look_up(path: str) -> None:
     """Let the kernel know a name again, without which a shell's own directory there counts as removed.
+
+    Where names can't be doubted: before Linux 6.2.
 
     By another process: this one could not be killed while it waits for itself.
     """

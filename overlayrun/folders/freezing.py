@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import Final
 
 from overlayrun.bases.stack import doubtful, stack_of
 from overlayrun.folders.api import Later
-from overlayrun.folders.shown import Scene, as_errno
-from overlayrun.kernel import namespaces
+from overlayrun.folders.children import Children
+from overlayrun.folders.shown import Scene
 from overlayrun.model import TreeId
 from overlayrun.prepare import frozen_tree
 from overlayrun.store.location import find_repository
 from overlayrun.workspace.lock import hold, share
 
-_LOOK: Final = 0.02  # seconds between two looks whether a child has ended
+_LOOK: Final = 0.02  # seconds between two looks whether layers can be chosen
 
 
 class Freezer:
     """The frozen trees of one repository, for a process with one thread."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, children: Children) -> None:
         self._scene = scene
-        self._children: dict[TreeId, int] = {}
-        self._failed: dict[TreeId, int] = {}
+        self._children = children
         self._held: dict[str, tuple[int, int]] = {}
         self._is_waiting = False
 
@@ -35,12 +33,9 @@ class Freezer:
         stack = stack_of(layout, tree)
         if stack and not doubtful(layout, stack):
             return
-        if tree in self._failed:
-            number = self._failed.pop(tree)
-            raise OSError(number, os.strerror(number))
-        if tree not in self._children:
-            self._children[tree] = self._start(tree)
-        raise Later
+        key = f"freeze {tree}"
+        if not self._children.is_done(key):
+            self._children.begin(key, lambda: self._freeze(tree))
 
     def take(self, tree: TreeId) -> list[str]:
         """The layers of a tree, topmost first; `gc` leaves them until `release`. Raises as `need`."""
@@ -72,38 +67,15 @@ class Freezer:
 
     def has_news(self) -> bool:
         """Whether to ask again for what was for later."""
-        ended, self._is_waiting = self._is_waiting, False
-        for tree, pid in list(self._children.items()):
-            gone, status = os.waitpid(pid, os.WNOHANG)
-            if gone:
-                ended = True
-                del self._children[tree]
-                if status:
-                    self._failed[tree] = max(os.waitstatus_to_exitcode(status), 0) or errno.EIO
-        return ended
+        was_waiting, self._is_waiting = self._is_waiting, False
+        return was_waiting
 
     @property
     def patience(self) -> float:
         """Seconds until the next look is worth it."""
-        return _LOOK if self._children or self._is_waiting else 3600.0
+        return _LOOK if self._is_waiting else 3600.0
 
-    def _start(self, tree: TreeId) -> int:
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._freeze(tree, parent)
-        return pid
-
-    def _freeze(self, tree: TreeId, parent: int) -> NoReturn:
-        status = errno.EIO
-        try:
-            namespaces.die_with_parent(parent)
-            choosing = share(self._scene.layout.lock)
-            with as_errno(self._scene.tell):
-                frozen_tree(find_repository(self._scene.root), self._scene.layout, tree, self._scene.tell)
-            os.close(choosing)
-            status = 0
-        except OSError as err:
-            status = min(err.errno or errno.EIO, 0xFF)
-        finally:
-            os._exit(status)
+    def _freeze(self, tree: TreeId) -> None:
+        choosing = share(self._scene.layout.lock)
+        frozen_tree(find_repository(self._scene.root), self._scene.layout, tree, self._scene.tell)
+        os.close(choosing)

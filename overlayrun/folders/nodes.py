@@ -13,6 +13,7 @@ import itertools
 import os
 import stat
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from overlayrun.folders.api import Kind, Tree
@@ -44,11 +45,12 @@ class Node:
     """A file of a shown tree. fd: of a directory that was needed, O_PATH; else -1.
 
     given: what is shown in another's place, a descriptor, or names to those below. Each name has its own
-    node, even of one file: in an overlay, names that share a lower file part when one is written to.
+    node, even of one file: in an overlay, names that share a lower file part when one is written to. is_up:
+    a file that is known not to be a large one of a lower.
     """
 
     __slots__ = (
-        *("children", "fd", "given", "handles", "ino", "kind"),
+        *("children", "fd", "given", "handles", "ino", "is_up", "kind"),
         *("lookups", "name", "number", "parent", "shown"),
     )
 
@@ -61,6 +63,7 @@ class Node:
         self.number = 0
         self.lookups = 0
         self.fd = -1
+        self.is_up = False
         self.given: Given | int | None = None
         self.children: dict[str, Node] = {}
         self.handles: list[Handle] = []
@@ -87,12 +90,14 @@ class Handle:
 class Shown:
     """A tree in its place in the folders; unbound until it is used, and again after it was let go.
 
-    waiting: what waits for the end of a `moves.Pending`; None where there is none.
+    waiting: what waits for the end of a `moves.Pending`, or until it was let go; None where nothing is to.
+    busy: how much `slow` work is under way. absent: (parent's number, name) that the kernel knows to be
+    nowhere.
     """
 
     __slots__ = (
-        *("changed", "key", "kind", "live", "name", "replaced", "root", "used", "waiting"),
-        "writable",
+        *("absent", "busy", "changed", "key", "kind", "live", "name", "replaced", "root", "used"),
+        *("waiting", "writable"),
     )
 
     def __init__(self, kind: Kind, name: str) -> None:
@@ -103,6 +108,8 @@ class Shown:
         self.live = False
         self.changed = False
         self.used = 0.0
+        self.busy = 0
+        self.absent: set[tuple[int, str]] = set()
         self.replaced: tuple[int, ...] = ()
         self.waiting: list[Callable[[], None]] | None = None
         self.root = Node(self, None, name, 0, stat.S_IFDIR)
@@ -144,6 +151,14 @@ def _nested(replaced: tuple[tuple[str, int], ...]) -> Given | None:
             level = below
         level[last] = fd
     return found or None
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """What the kernel knows of a tree that was let go. entries: (parent's number, name) of all below it."""
+
+    nodes: list[int]
+    entries: list[tuple[int, str]]
 
 
 class Nodes:
@@ -266,17 +281,21 @@ class Nodes:
                 return handle.fd
         raise OSError(errno.ESTALE, "it is gone", node.name)
 
-    def let_go(self, shown: Shown) -> list[int]:
-        """Close every descriptor of a tree; numbers of its nodes, whose caches the kernel is to drop."""
+    def let_go(self, shown: Shown) -> LetGo:
+        """Close every descriptor of a tree; what the kernel is to doubt from now on."""
         nodes = self.of(shown)
         for node in [*nodes, *[node for node in self._open if node.shown is shown], shown.root]:
             self._close(node)
             node.given = None
+            node.is_up = False
             _close_handles(node)
         for fd in shown.replaced:
             os.close(fd)
         shown.replaced = ()
-        return [node.number for node in nodes]
+        entries = [(node.number, name) for node in nodes for name in node.children]
+        entries += shown.absent
+        shown.absent = set()
+        return LetGo([node.number for node in nodes], entries)
 
     def made_anew(self, node: Node, inodes: Mapping[int, int]) -> list[int]:
         """Directories at and below a node have other inodes now; numbers of all nodes there.

@@ -2,7 +2,8 @@
 
 An agent may write in the same tree at the same moment. Whatever it swaps, a call reaches a file of the tree
 or fails: parents are descriptors, the last name is not followed, and what is changed by descriptor was
-compared with its node before. Every method raises OSError with the errno that the caller is to see.
+compared with its node before. Every method raises OSError with the errno that the caller is to see, Unbound
+where the tree must be opened first, or Below where a file must be copied up first: nothing is done then.
 
 No `.git` shows but the one that is given: of another, git on the host would believe the configuration, and
 run programs that it names, for no more than a `git status` of a repository with a submodule.
@@ -15,9 +16,11 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from overlayrun.folders.nodes import Handle, Node, Nodes, is_same
+from overlayrun.folders.slow import by_chown, by_open, need_up
 from overlayrun.kernel import abi, fuse, syscalls
 
 # Direct I/O wants aligned memory, and links and controlling terminals are never wanted.
@@ -76,6 +79,7 @@ def link(nodes: Nodes, node: Node, parent: Node, name: str) -> Found:
     if node.parent is None:
         raise OSError(errno.ESTALE, "its name is gone", name)
     place = _place(nodes, parent, name)
+    need_up(nodes, node, by_chown)
     source = nodes.directory(node.parent)
     os.link(node.name, name, src_dir_fd=source, dst_dir_fd=place, follow_symlinks=False)
     parent.shown.changed = True
@@ -100,6 +104,10 @@ def rename(nodes: Nodes, old: tuple[Node, str], new: tuple[Node, str], flags: in
     if flags & abi.RENAME_WHITEOUT:
         raise OSError(errno.EINVAL, "no whiteouts", new_name)
     places = _place(nodes, old_parent, old_name), _place(nodes, new_parent, new_name)
+    for parent, name in (old, new) if flags & abi.RENAME_EXCHANGE else (old,):
+        if node := parent.children.get(name):
+            with suppress(OSError):  # another file has its place: it goes by name
+                need_up(nodes, node, by_chown)
     syscalls.renameat2(old_name, new_name, flags, directories=places)
     old_parent.shown.changed = True
     moved, target = nodes.unname(old_parent, old_name), nodes.unname(new_parent, new_name)
@@ -143,6 +151,8 @@ def open_file(nodes: Nodes, node: Node, flags: int) -> Handle:
     """Open a file."""
     if flags & (os.O_ACCMODE | os.O_TRUNC):
         _check_writable(node)
+        if not flags & os.O_TRUNC:  # what is cut off is not copied
+            need_up(nodes, node, by_open)
         node.shown.changed |= bool(flags & os.O_TRUNC)
     return _handle(node, _opened(nodes, node, flags), flags)
 
@@ -199,11 +209,9 @@ def close(handle: Handle) -> None:
         os.close(handle.fd)
 
 
-def write(nodes: Nodes, handle: Handle, data: memoryview, offset: int, *, is_page: bool) -> int:
-    """Bytes written. is_page: of a mapping; the kernel guesses the handle, which may be one that appends."""
-    handle.node.shown.changed = True
-    fd = descriptor(nodes, handle)
-    if not (is_page and handle.flags & os.O_APPEND):
+def write(fd: int, data: memoryview | bytes, offset: int, *, is_page: bool) -> int:
+    """Bytes written. is_page: of a mapping; the kernel guessed the handle, which is one that appends."""
+    if not is_page:
         return os.pwrite(fd, data, offset)
     other = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -265,6 +273,7 @@ def set_attributes(nodes: Nodes, node: Node, handle: Handle | None, wish: Wish) 
     _check_writable(node)
     if wish.mode is not None and wish.mode & _SET_ID and node.kind != stat.S_IFDIR:
         raise OSError(errno.EPERM, "no set-id bits", node.name)
+    need_up(nodes, node, by_chown)
     node.shown.changed = True
     pinned = nodes.pin(node)
     try:
@@ -344,6 +353,7 @@ def setxattr(nodes: Nodes, node: Node, name: str, value: bytes | None, flags: in
     """Set an attribute of users, or remove it: value None."""
     _check_name(name)
     _check_writable(node)
+    need_up(nodes, node, by_chown)
     node.shown.changed = True
     pinned = nodes.pin(node)
     try:

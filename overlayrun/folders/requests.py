@@ -1,8 +1,9 @@
 """The kernel's requests about files of shown trees: records taken apart, a native call, records put together.
 
 A method takes the node's number and the request's body; it gives the answer's body, or a function that gives
-it and may take its time, or a rename that is to be prepared. It raises OSError, Unbound where the tree must
-be opened first, or Moving where the request must wait for a rename.
+it and may take its time, or work that is done beside others, or a rename that is to be prepared. It raises
+OSError, Unbound where the tree must be opened first, Below where a file must be copied up first, or Moving
+where the request must wait for a rename.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from overlayrun.folders.api import Kind
 from overlayrun.folders.device import NOTHING, Device, Looks, attributes, listed
 from overlayrun.folders.moves import Pending, may_be_prepared
 from overlayrun.folders.nodes import FIRST_NODE, Handle, Moving, Node, Nodes, Shown
+from overlayrun.folders.slow import FAR, Slow
 from overlayrun.kernel import fuse, syscalls
 
-Answer = bytes | bytearray | Callable[[], bytes] | Pending
+Answer = bytes | bytearray | Callable[[], bytes] | Slow | Pending
 Method = Callable[[int, memoryview], Answer]
 HELD: Final = 3600
 """Seconds for which the kernel may keep what it knows of a tree that is changed through it alone."""
@@ -34,6 +36,8 @@ It is less than any command takes to start. With none, each look at a file asked
 way, and a walk took 33 times the plain one's time.
 """
 _MOST_COPIED: Final = 64 << 20
+_MOST_ABSENT: Final = 50_000
+"""Names of one tree that the kernel may know to be nowhere; each is taken back when the tree is let go."""
 _NO_ENTRY: Final = fuse.ENTRY_OUT.pack(*(0, 0, HELD, *(0,) * 19))
 
 
@@ -97,13 +101,17 @@ class Requests:
         return _unless_moving(node)
 
     def _lookup(self, number: int, body: memoryview) -> Answer:
-        parent = self._node(number)
+        parent, name = self._node(number), os.fsdecode(bytes(body[:-1]))
+        absent = parent.shown.absent
         try:
-            return self._found(passthrough.find(self._nodes, parent, os.fsdecode(bytes(body[:-1]))))
+            found = self._found(passthrough.find(self._nodes, parent, name))
         except FileNotFoundError:
-            if parent.shown.live:
+            if parent.shown.live or len(absent) >= _MOST_ABSENT:
                 raise
+            absent.add((number, name))
             return _NO_ENTRY
+        absent.discard((number, name))
+        return found
 
     def _found(self, found: passthrough.Found) -> bytes:
         node, info = found
@@ -211,15 +219,29 @@ class Requests:
         fh, offset, size, _ = fuse.READ_IN.unpack_from(body)
         handle = self._handles[fh]
         self._node(number)
-        return os.pread(passthrough.descriptor(self._nodes, handle), size, offset)
+        fd = passthrough.descriptor(self._nodes, handle)
+        if size < FAR:
+            return os.pread(fd, size, offset)
+        own = os.dup(fd)
+        return Slow(handle.node.shown, [own], lambda: os.pread(own, size, offset))
 
     def _write(self, number: int, body: memoryview) -> Answer:
         fh, offset, size, flags = fuse.READ_IN.unpack_from(body)
-        self._node(number)
+        handle, shown = self._handles[fh], self._node(number).shown
         data = body[fuse.READ_IN.size :][:size]
-        is_page = bool(flags & fuse.WRITE_CACHE)
-        written = passthrough.write(self._nodes, self._handles[fh], data, offset, is_page=is_page)
-        return fuse.WRITE_OUT.pack(written)
+        is_page = bool(flags & fuse.WRITE_CACHE and handle.flags & os.O_APPEND)
+        shown.changed = True
+        fd = passthrough.descriptor(self._nodes, handle)
+        if size < FAR:
+            return fuse.WRITE_OUT.pack(passthrough.write(fd, data, offset, is_page=is_page))
+        own, kept = os.dup(fd), bytes(data)
+
+        def write() -> bytes:
+            written = passthrough.write(own, kept, offset, is_page=is_page)
+            shown.changed = True  # a snapshot may have been taken meanwhile
+            return fuse.WRITE_OUT.pack(written)
+
+        return Slow(shown, [own], write)
 
     def _release(self, _: int, body: memoryview) -> Answer:
         (fh,) = fuse.COUNT.unpack_from(body)
@@ -254,10 +276,16 @@ class Requests:
     def _copy_file_range(self, _: int, body: memoryview) -> Answer:
         fh, offset, _, fh_out, offset_out, length, _ = fuse.COPY_IN.unpack_from(body)
         source, target = self._handles[fh], self._handles[fh_out]
-        target.node.shown.changed = True
-        reader, writer = (passthrough.descriptor(self._nodes, handle) for handle in (source, target))
-        copied = os.copy_file_range(reader, writer, min(length, _MOST_COPIED), offset, offset_out)
-        return fuse.WRITE_OUT.pack(copied)
+        shown = target.node.shown
+        shown.changed = True
+        reader, writer = (os.dup(passthrough.descriptor(self._nodes, handle)) for handle in (source, target))
+
+        def copy() -> bytes:
+            copied = os.copy_file_range(reader, writer, min(length, _MOST_COPIED), offset, offset_out)
+            shown.changed = True
+            return fuse.WRITE_OUT.pack(copied)
+
+        return Slow(shown, [reader, writer], copy)
 
     def _opendir(self, number: int, _: memoryview) -> Answer:
         handle = passthrough.open_directory(self._nodes, self._node(number))

@@ -39,6 +39,7 @@ from overlayrun.recover import recover
 from overlayrun.sandbox.aside import finish
 from overlayrun.snapshot import LeftOutReason, Snapshot
 from overlayrun.store.location import find_repository
+from overlayrun.workspace.flushed import is_noted
 from overlayrun.workspace.layout import Layout, WorkspaceLayout
 from overlayrun.workspace.lock import is_locked, lock, shown_here, unlock
 from overlayrun.workspace.record import Record, Run, boot_id
@@ -241,6 +242,8 @@ def _settle(scene: Scene, one: Shown) -> None:
     if taken is None:
         record.last_run = one.before
         record.save(one.place.record, durable=False)
+        if not is_noted(one.place, record):  # whoever was flushing it notes nothing of a newer record
+            sync_aside(scene.layout, record)
         return
     head = head_of(record)
     if one.waits or head != one.head:

@@ -65,7 +65,9 @@ PARALLEL_DIROPS: Final = 1 << 18
 MAX_PAGES: Final = 1 << 22
 HANDLE_KILLPRIV_V2: Final = 1 << 28
 INIT_EXT: Final = 1 << 30
-DIRECT_IO_ALLOW_MMAP: Final = 1 << 4  # in the second word, Linux 6.6
+# In the second word
+HAS_EXPIRE_ONLY: Final = 1 << 3  # Linux 6.2
+DIRECT_IO_ALLOW_MMAP: Final = 1 << 4  # Linux 6.6
 
 # Flags of an answer to OPEN and OPENDIR
 FOPEN_DIRECT_IO: Final = 1 << 0
@@ -122,3 +124,4 @@ LSEEK_IN: Final = Struct("=QqI4x")  # fh, offset, whence; a program may ask for 
 COPY_IN: Final = Struct("=QQQQQQQ")  # fh, offset, nodeid_out, fh_out, offset_out, length, flags
 INVAL_INODE: Final = Struct("=Qqq")  # nodeid, offset (negative: attributes alone), length (0: to the end)
 INVAL_ENTRY: Final = Struct("=QII")  # parent, length of the name, flags; then the name and a zero
+EXPIRE_ONLY: Final = 1 << 0  # of INVAL_ENTRY: look the name up at its next use, keep it till then

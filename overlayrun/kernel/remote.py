@@ -9,12 +9,13 @@ import os
 import select
 
 from overlayrun.kernel import syscalls
-from overlayrun.kernel.mountinfo import mounts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Final
+
+    from overlayrun.kernel.mountinfo import Mount
 
 _KINDS: Final = (
     *("fuse", "nfs", "cifs", "smb", "9p", "ceph", "afs", "autofs", "virtiofs", "lustre", "beegfs"),
@@ -23,7 +24,7 @@ _KINDS: Final = (
 _PATIENCE: Final = 1.0  # seconds
 
 
-def silent_mounts(paths: Iterable[str]) -> dict[str, str]:
+def silent_mounts(paths: Iterable[str], mounted: Iterable[Mount]) -> dict[str, str]:
     """Those of `paths` that lie on a file system that does not answer, and where that is mounted.
 
     The file system that holds the current directory does, or nobody would be here.
@@ -32,7 +33,7 @@ def silent_mounts(paths: Iterable[str]) -> dict[str, str]:
         here = f"{os.getcwd()}/"
     except FileNotFoundError:
         here = "/"
-    places = [mount.place for mount in mounts() if mount.fstype.startswith(_KINDS)]
+    places = [mount.place for mount in mounted if mount.fstype.startswith(_KINDS)]
     places = sorted({place for place in places if not here.startswith(f"{place.rstrip('/')}/")}, reverse=True)
     asked: dict[str, bool] = {}
     found = {}

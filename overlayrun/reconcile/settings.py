@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from overlayrun.errors import UsageError
 from overlayrun.store.git import git
-from overlayrun.values import seconds, switch
+from overlayrun.values import seconds, switch, wanted
 
 FILE: Final = "overlayrun.toml"
 TABLE: Final = "reconcile"
@@ -111,7 +111,7 @@ def parse_value(key: str, text: str, where: str) -> Any:
     try:
         return known.read(text)
     except ValueError as err:
-        takes = known.metavar or "true or false"
+        takes = wanted(known.metavar or "true or false")
         raise UsageError(f"{where}: {key} can't be {text!a}", hint=f"it takes {takes}") from err
 
 

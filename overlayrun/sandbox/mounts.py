@@ -153,9 +153,14 @@ def _clone_mount(path: str, *, submounts: bool = False) -> int:
 def _open_bind(bind: Bind, id_map: int | None) -> list[int]:
     try:
         fd = _clone_mount(bind.source, submounts=bind.submounts)
-    except OSError:
+    except OSError as err:
         if bind.optional:
             return []
+        # mount_namespaces(7): mounts of a more privileged namespace hold together, and what lies below shows.
+        if err.errno == errno.EINVAL and not bind.submounts:
+            raise MountError(
+                f"{bind.source} can't be shown: other mounts lie in it; name a directory that holds none"
+            ) from err
         raise
     attributes = (
         abi.MOUNT_ATTR_NOSUID | abi.MOUNT_ATTR_NODEV | (0 if bind.writable else abi.MOUNT_ATTR_RDONLY)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _PAGE: Final = 4096
 _SHORT: Final = 256  # bytes of most paths
 _EMPTY: Final = (b"", b".", b"..")
+_FLAGS: Final = (0, abi.RENAME_NOREPLACE, abi.RENAME_EXCHANGE)  # overlayfs refuses all others
 
 
 class Renames:
@@ -147,6 +148,8 @@ class Renames:
             old_address, new_address = arguments[:2]
         flags = arguments[4] if number == 2 else 0
         source = _path(pid, old_place, self._text(pid, old_address))
+        if flags not in _FLAGS:
+            return None
         # Not lstat(2), whose result takes long to make. A link to a directory is told apart below.
         if not flags & abi.RENAME_EXCHANGE and not os.access(source + b"/", os.F_OK, effective_ids=True):
             return None

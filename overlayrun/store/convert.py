@@ -14,7 +14,6 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from overlayrun.store.importer import RunInside
 from overlayrun.store.lfs import store_for_lfs
 from overlayrun.store.pack import ObjectWriter, copy_exactly, join_exactly, pieces_of
 from overlayrun.store.repo import Repo
+from overlayrun.store.scratch import Scratch
 from overlayrun.store.settings import Settings
 from overlayrun.store.trees import EXECUTABLE, FILE, Entry
 
@@ -78,7 +78,7 @@ class Converter:
         self._writer = writer
         self._beside = os.path.dirname(beside)
         self._run_inside = run_inside
-        self._scratch: str | None = None
+        self._scratch: Scratch | None = None
         self._rules: dict[bytes, bytes] = {}
         self._taken: list[_Taken] = []
         self._in_memory = 0
@@ -91,7 +91,7 @@ class Converter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.remove()
 
     def sees(self, path: bytes, entries: Mapping[bytes, Entry]) -> bool:
         """Note a directory of the start tree; whether attributes may reach the files in it, or below."""
@@ -267,5 +267,5 @@ class Converter:
 
     def _place(self) -> str:
         if self._scratch is None:
-            self._scratch = tempfile.mkdtemp(prefix="convert-", dir=self._beside)
-        return self._scratch
+            self._scratch = Scratch(self._beside)
+        return self._scratch.path

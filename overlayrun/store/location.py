@@ -134,6 +134,11 @@ def _no_repository(directory: str, err: StoreError) -> UsageError:
             f"git does not trust {directory}: it belongs to somebody else",
             hint=f"git config --global --add safe.directory {directory}",
         )
+    if "bare repository" in words:  # also a directory inside .git, before git 2.43
+        return UsageError(
+            f"there is no working tree here: {directory}",
+            hint="cd into one; a bare repository has it in a clone",
+        )
     return UsageError(f"not a git repository: {directory}", hint="cd into one, or make one: git init")
 
 

@@ -229,7 +229,8 @@ def _translated(
 ) -> UsageError | RefMoved | GitFailed:
     words = err.details or ""
     for update in updates:
-        other = name_in_the_way(git_dir, update.ref) if update.new and "cannot lock ref" in words else None
+        is_meant = update.new and f"cannot lock ref '{update.ref}'" in words
+        other = name_in_the_way(git_dir, update.ref) if is_meant else None
         if other:
             return blocked_name(update.ref, other)
     if "cannot lock ref" in words or "reference already exists" in words:

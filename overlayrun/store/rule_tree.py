@@ -7,17 +7,15 @@ attributes say never chooses a merge driver.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import tempfile
 from collections.abc import Mapping
 from typing import Final
 
 from overlayrun.errors import StoreError
-from overlayrun.files import remove_tree
 from overlayrun.model import EMPTY_TREE, CommitId
 from overlayrun.store.git import GitFailed, clean_environment, config_environment, git
 from overlayrun.store.repo import Repo
+from overlayrun.store.scratch import Scratch
 from overlayrun.store.trees import EXECUTABLE, FILE
 
 _ANY_RULES: Final = ":(glob)**/.gitattributes"
@@ -35,19 +33,16 @@ _KNOWN: Final[dict[str, tuple[str, Mapping[bytes, bytes]]]] = {}
 class RuleTree:
     """A directory with the .gitattributes files of one commit; environment: of a git that works there."""
 
-    __slots__ = ("_files", "_git_dir", "_lock", "_root", "environment", "path")
+    __slots__ = ("_files", "_git_dir", "_scratch", "environment", "path")
 
     def __init__(self, git_dir: str, rules: CommitId | None) -> None:
         self._git_dir = git_dir
         self._files = _rule_files(git_dir, rules) if rules else {}
         drivers = _quiet_drivers(git_dir)
-        self._lock = -1
+        self._scratch: Scratch | None = None
         try:
-            self._root = tempfile.mkdtemp(prefix="overlayrun-merge-")
-            self.path = f"{self._root}/tree"
-            # What clears old files away leaves a locked directory alone. Source: tmpfiles.d(5), "Age".
-            self._lock = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            self._scratch = Scratch()
+            self.path = f"{self._scratch.path}/tree"
             os.mkdir(self.path)
             for path, content in self._files.items():
                 _place(os.path.join(os.fsencode(self.path), path), content)
@@ -57,7 +52,8 @@ class RuleTree:
         self.environment = {
             **clean_environment(),
             "GIT_WORK_TREE": self.path,
-            "GIT_INDEX_FILE": f"{self._root}/index",  # there is none: the user's is not for git to look into
+            # There is none: the user's is not for git to look into.
+            "GIT_INDEX_FILE": f"{self._scratch.path}/index",
             **config_environment([*_SETTINGS, *drivers]),
         }
 
@@ -67,10 +63,8 @@ class RuleTree:
 
     def remove(self) -> None:
         """Remove it; a second time does nothing."""
-        if self._lock >= 0:
-            remove_tree(self._root)
-            os.close(self._lock)
-            self._lock = -1
+        if self._scratch:
+            self._scratch.remove()
 
 
 def _rule_files(git_dir: str, commit: CommitId) -> Mapping[bytes, bytes]:

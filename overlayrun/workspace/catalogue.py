@@ -6,13 +6,16 @@ import os
 
 from overlayrun.errors import UsageError, WorkspaceBroken
 from overlayrun.files import write_whole
+from overlayrun.kernel.mountinfo import mounts
 from overlayrun.kernel.remote import silent_mounts
 from overlayrun.workspace.layout import Layout
 from overlayrun.workspace.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from overlayrun.kernel.mountinfo import Mount
 
 
 def records(layout: Layout) -> Iterator[Record]:
@@ -82,10 +85,13 @@ def repositories() -> list[str]:
     return survey()[0]
 
 
-def survey() -> tuple[list[str], dict[str, str]]:
-    """`repositories()`, and those whose file system does not answer: path to its mountpoint."""
+def survey(mounted: Iterable[Mount] | None = None) -> tuple[list[str], dict[str, str]]:
+    """`repositories()`, and those whose file system does not answer: path to its mountpoint.
+
+    mounted: `mounts()`, where the caller has asked for them already.
+    """
     known = _known()
-    silent = silent_mounts(known)
+    silent = silent_mounts(known, mounts() if mounted is None else mounted)
     return [path for path in known if path not in silent and os.path.isdir(path)], silent
 
 

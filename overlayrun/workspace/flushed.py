@@ -37,10 +37,15 @@ def _number(stamp: bytes) -> int:
     return int(stamp.rpartition(b" ")[2] or 0)
 
 
+def is_noted(place: WorkspaceLayout, record: Record) -> bool:
+    """Whether the files of the last run, or of a fork, are known to be on the disk."""
+    return _noted(place) == sync_stamp(record)
+
+
 def is_torn(place: WorkspaceLayout, record: Record) -> bool:
     """Whether the power went before the files of the last run, or of a fork, were on the disk."""
     boot = record.last_run.boot if record.last_run else record.filled
-    return boot not in (None, boot_id()) and _noted(place) != sync_stamp(record)
+    return boot not in (None, boot_id()) and not is_noted(place, record)
 
 
 def refuse_torn(place: WorkspaceLayout, record: Record) -> None:

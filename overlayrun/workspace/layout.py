@@ -144,7 +144,7 @@ class WorkspaceLayout:
 
     @property
     def flushed(self) -> str:
-        """Says when all that was there then was on the disk, in seconds since the epoch."""
+        """Says when all that was there then was on the disk, in seconds since the epoch, and in which run."""
         return f"{self.root}/flushed"
 
     @property

@@ -72,7 +72,7 @@ def _take_from_folder(workspace: str) -> None:
 def is_locked(path: str) -> bool:
     """Whether a run holds the lock now."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # enough for a look, also on a disk that is read-only
     except FileNotFoundError:
         return False
     return _is_refused(fd, fcntl.LOCK_SH)

@@ -101,14 +101,36 @@ def _hub(project: Project, log: Path) -> Iterator[Hub]:
 
 def _servers(project: Project, *, alone: bool = False) -> list[int]:
     """Processes of this user's OpenCode servers, and (unless alone) of what overlayrun started for them."""
+    return [pid for pid, words in _processes(project) if b"serve" in words and not (alone and b"-c" in words)]
+
+
+def _kill_servers(project: Project, hub: Hub) -> None:
+    for pid in set(_servers(project, alone=True)) - {hub.process.pid}:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _kill_hub(project: Project, hub: Hub) -> None:
+    """What serves all workspaces of one OpenCode, which end with it; it is there again by itself."""
+
+    def hubs() -> set[int]:
+        return {pid for pid, words in _processes(project) if b"hub" in words}
+
+    (killed,) = hubs()
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: bool(hubs() - {killed}), _START)
+    wait_until(lambda: set(_servers(project)) == {hub.process.pid}, _START)
+
+
+def _processes(project: Project) -> list[tuple[int, list[bytes]]]:
+    """This user's processes: number, words."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (entry / "cmdline").read_bytes().split(b"\0")
             # Those in a sandbox show their environment to nobody: pid 1 of it is not dumpable, the rest is.
             is_ours = f"HOME={project.home}".encode() in (entry / "environ").read_bytes().split(b"\0")
-            if is_ours and b"serve" in words and not (alone and b"-c" in words):
-                found.append(int(entry.name))
+            if is_ours:
+                found.append((int(entry.name), words))
     return found
 
 
@@ -158,8 +180,7 @@ def through_the_api(project: Project, model: ScriptedModel, tmp_path: Path) -> N
 
         # A server that is killed is there again with the next prompt, and its work is kept.
         session = first["session_id"]
-        for pid in set(_servers(project, alone=True)) - {hub.process.pid}:
-            os.kill(pid, signal.SIGKILL)
+        _kill_servers(project, hub)
         hub.prompt(session, "@write after-kill.txt here")
         assert "after-kill.txt" in _names(project, first["branch"])
 
@@ -169,8 +190,13 @@ def through_the_api(project: Project, model: ScriptedModel, tmp_path: Path) -> N
     with _hub(project, tmp_path / "again.log") as hub:
         hub.ask("GET", f"/session/{session}")  # as every client does: plugins are loaded by the first request
         hub.prompt(session, "@bash cat src/app.py after-kill.txt > both.txt")
+        # Nor does a server that is killed here, or what serves them all, end a session.
+        for kill in (_kill_servers, _kill_hub):
+            kill(project, hub)
+            hub.prompt(session, "@bash echo again >>again.txt")
     wait_until(lambda: not _servers(project), _START)
     assert project.git("show", f"{first['branch']}:both.txt") == "answer = 'first'\nhere"
+    assert project.git("show", f"{first['branch']}:again.txt") == "again\nagain\n"
     assert len(_rows(project)) == 2 + _AT_ONCE
     assert _untouched(project)
 

@@ -24,6 +24,8 @@ from overlayrun.workspace.record import Record
 from . import edits
 from .images import OWNER, OwnedRepo, make_repo, mounted_image, open_directory
 
+pytestmark = pytest.mark.shared  # what a tree holds and what commands make of it
+
 _PYTHON: Final = "/usr/bin/python3"
 _EDITS: Final = Path(edits.__file__).read_text()
 _DIRTY: Final = {"src/app.py": "answer = 42\n", "untracked/new": "mine\n", "staged": "staged\n"}
@@ -126,6 +128,7 @@ def _outside(directory: Path, *words: str) -> str:
     return os.fsdecode(done.stdout)
 
 
+@pytest.mark.by_both
 def test_a_workspace_shows_what_the_user_has(bench: Bench) -> None:
     """Modes, times, odd names, ignored files; git finds the uncommitted changes and reads nothing else."""
     repo = bench.repo
@@ -150,6 +153,7 @@ def test_the_index_knows_a_clean_tree(bench: Bench) -> None:
     assert "nothing changed" in done.err
 
 
+@pytest.mark.by_both
 @pytest.mark.parametrize("seed", [f"one{SHARE}", f"two{SHARE}"])
 def test_random_edits_leave_the_same_tree_and_commit(bench: Bench, seed: str) -> None:
     repo, plain = bench.repo, bench.plain(seed)
@@ -196,6 +200,7 @@ def _unread(bench: Bench, branch: str) -> set[str]:
     return found
 
 
+@pytest.mark.by_both
 def test_forks_begin_from_the_present_state(bench: Bench) -> None:
     """Of a branch at work, from inside and outside, and of one at rest; uncommitted and ignored files come along."""
     repo = bench.repo
@@ -245,6 +250,7 @@ def test_the_disk_that_a_branch_has_alone_is_told(bench: Bench, monkeypatch: pyt
     assert alone(place, record).size >= 4_000_000
 
 
+@pytest.mark.by_both
 def test_directories_are_renamed(bench: Bench) -> None:
     script = (
         "mv src lib; mkdir x; mv deep x/deep; rm -r untracked; echo file >untracked; ls x/deep/er | wc -l"
@@ -258,6 +264,7 @@ def test_directories_are_renamed(bench: Bench) -> None:
     assert bench.sh("mv", "cat lib/app.py; git status --porcelain | grep -c f0") == "answer = 42\n1\n"
 
 
+@pytest.mark.by_both
 def test_a_branch_is_resumed_and_put_back(bench: Bench) -> None:
     bench.sh(
         "back", "echo one >n; rm -r deep; mkdir deep; echo o >deep/only; echo mod >>node_modules/p/index.js"

@@ -16,6 +16,8 @@ from overlayrun.backends.joining import copy_bottom, join, join_carried
 from overlayrun.bases.index import read_stamps, stamp_of
 from overlayrun.layers.marks import set_opaque, write_whiteout
 
+pytestmark = pytest.mark.shared  # what a whole tree holds
+
 
 def write(path: Path, text: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +35,7 @@ def shape(root: Path) -> dict[str, tuple[int, int, str]]:
     return found
 
 
+@pytest.mark.by_both
 @pytest.mark.parametrize("wide", [True, False], ids=["many-subtrees", "one-file"])
 def test_a_copy_is_equal_in_modes_times_and_links(tmp_path: Path, *, wide: bool) -> None:
     source = tmp_path / "source"
@@ -50,6 +53,7 @@ def test_a_copy_is_equal_in_modes_times_and_links(tmp_path: Path, *, wide: bool)
     assert (tmp_path / "copy").stat().st_mode == source.stat().st_mode
 
 
+@pytest.mark.by_both
 def test_a_layer_changes_hides_and_replaces(tmp_path: Path) -> None:
     tree, layer = tmp_path / "tree", tmp_path / "layer"
     for name in (
@@ -96,6 +100,7 @@ def test_ignored_files_join_directories_that_are_there(tmp_path: Path) -> None:
     assert (tree / "node_modules/p/link").read_text() == "module"
 
 
+@pytest.mark.by_both
 def test_what_a_tree_was_made_of_is_known_by_its_stamps(repo: UserRepo) -> None:
     repo.inside("echo more >>src/app.py", "--backend", "copy")
     place = repo.workspace()
@@ -115,6 +120,7 @@ def test_torn_stamps_are_none(tmp_path: Path) -> None:
         assert read_stamps(str(index)) == {}
 
 
+@pytest.mark.by_both
 def test_a_snapshot_reads_what_changed_alone_and_without_stamps_everything(repo: UserRepo) -> None:
     """A file that no reader could open is no trouble as long as its stamp is known."""
     repo.commit("more", **{f"d/f{number}": f"{number}\n" for number in range(30)})
@@ -184,6 +190,7 @@ def test_a_tree_without_a_record_is_cleared_unless_something_ran_in_it(repo: Use
     assert [path.read_text() for path in places.glob("*/upper/new")] == ["x\n"]
 
 
+@pytest.mark.by_both
 def test_an_attribute_of_overlays_hides_no_file_of_a_whole_tree(repo: UserRepo) -> None:
     mark = "import os; os.close(os.open('hidden', os.O_CREAT)); os.setxattr('hidden', 'user.overlay.whiteout', b'')"
     more = "os.mkdir('d'); open('d/f', 'w').close(); os.setxattr('d', 'user.overlay.opaque', b'y')"
@@ -212,6 +219,7 @@ def test_nothing_changed_leaves_no_snapshot(repo: UserRepo) -> None:
     assert repo.records().keys() == {"b"}
 
 
+@pytest.mark.by_both
 def test_the_limit_of_the_disk_counts_changes_alone(repo: UserRepo) -> None:
     repo.write("big", os.urandom(4 << 20))
     repo.commit("big")

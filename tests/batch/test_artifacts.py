@@ -13,6 +13,8 @@ from overlayrun.batch.artifacts import LARGEST, Made, mask, secret_values, write
 from overlayrun.batch.layout import AttemptLayout
 from overlayrun.batch.transcript import Transcript, read_transcript
 
+pytestmark = pytest.mark.shared  # what is kept of an output
+
 TOKEN: Final = "ghp_" + "a1B2" * 9  # a token by its form
 SECRET: Final = 'hunter2/"quoted" and & long'  # a secret by the name of its variable alone
 SECRETS: Final = (SECRET,)
@@ -75,6 +77,7 @@ def test_a_secret_is_masked_in_every_form() -> None:
     assert mask(text, SECRETS) == '[masked] {"a": "[masked]"} http://x/?k=[masked] [masked]'
 
 
+@pytest.mark.by_both
 def test_output_of_a_command_is_masked_and_the_raw_files_are_gone(place: AttemptLayout) -> None:
     put(place.output, f"one {SECRET}\ntwo \xff\n".encode("latin-1"))
     put(place.errors, f"Authorization: Bearer {TOKEN}\n")

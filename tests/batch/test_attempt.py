@@ -22,6 +22,8 @@ from overlayrun.workspace.layout import open_state
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # options and refs of an attempt
+
 BRANCH = "batch/r/t"
 
 
@@ -140,6 +142,7 @@ def freed(repo: UserRepo, number: int) -> None:
     free_branch(repository, open_state(repository.common_dir), attempt, lambda _: None)
 
 
+@pytest.mark.by_both
 def test_what_an_earlier_attempt_made_is_kept_before_its_workspace_goes(made: UserRepo) -> None:
     tip = made.refs()[f"refs/heads/{BRANCH}"]
     freed(made, 2)

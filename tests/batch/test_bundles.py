@@ -15,6 +15,8 @@ from overlayrun.store.repo import Repo
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what git finds in a bundle
+
 REF: Final = "refs/overlayrun/attempts/run/task/1"
 
 
@@ -112,6 +114,7 @@ def test_one_that_is_damaged_or_none_at_all_is_refused(handed: Handed) -> None:
         handed.is_refused(words)
 
 
+@pytest.mark.by_both
 def test_one_that_is_too_large_or_no_file_is_refused(handed: Handed) -> None:
     handed.of(handed.repo.commit("one", new=os.urandom(5000).hex()))
     handed.is_refused("at most 1,000 bytes", 1000)

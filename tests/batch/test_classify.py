@@ -13,6 +13,8 @@ from overlayrun.batch.result import CheckResult
 from overlayrun.batch.task import Outcome
 from overlayrun.batch.transcript import Transcript
 
+pytestmark = pytest.mark.shared
+
 QUIET: Final = Transcript(agent="opencode")
 SPOKE: Final = replace(QUIET, text="Done.\n")
 GOOD: Final = Facts(end=End.ITSELF, status=0, transcript=SPOKE, printed=True, changed=True)

@@ -31,6 +31,8 @@ from overlayrun.errors import HostError, UsageError, WorkspaceBusy
 from overlayrun.store.location import find_repository
 from overlayrun.workspace.layout import open_state
 
+pytestmark = pytest.mark.shared  # what is done in what order
+
 OUTCOMES = {
     0: Outcome.OK,
     9: Outcome.OK,
@@ -185,6 +187,7 @@ def outcomes(report: BatchReport) -> dict[str, Outcome]:
     return {one.task.id: one.outcome for one in report.tasks}
 
 
+@pytest.mark.by_both
 def test_a_batch_from_its_tasks_to_its_report(bench: Bench) -> None:
     first = bench.repo.git("rev-parse", "HEAD~1")
     head = bench.repo.git("rev-parse", "HEAD")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from overlayrun.batch.documents import Document, read_documents
 
+pytestmark = pytest.mark.shared
+
 PROPERTY: Final = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 
 YAML = """\

@@ -21,6 +21,8 @@ from overlayrun.errors import HostError
 
 from .batch_reports import HOSTILE, RUN, batch, ended, every_end, task, write_logs
 
+pytestmark = pytest.mark.shared
+
 
 def tokens(text: str) -> list[Token]:
     """Every token that a renderer makes of it, those within lines too."""

@@ -28,6 +28,8 @@ from overlayrun.batch.task import Task
 from overlayrun.errors import HostError, OverlayrunError, UsageError, WorkspaceBroken, WorkspaceBusy
 from overlayrun.workspace.layout import Layout
 
+pytestmark = pytest.mark.shared  # what is in a journal
+
 RECORD = {"event": "began", "at": 1.5}
 
 
@@ -59,6 +61,7 @@ def planned(place: BatchLayout) -> Planned:
     )
 
 
+@pytest.mark.by_both
 def test_records_come_back_in_order_and_are_added_to(place: BatchLayout) -> None:
     with Journal(place.journal, place.run) as journal:
         journal.append(RECORD)

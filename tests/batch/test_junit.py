@@ -15,6 +15,8 @@ from overlayrun.batch.task import Outcome
 
 from .batch_reports import RUN, batch, ended, every_end, task, write_logs
 
+pytestmark = pytest.mark.shared
+
 # junit-10.xsd of Jenkins' xUnit plugin in words: children and attributes of each element.
 _RERUN: Final = ({"stackTrace", "system-out", "system-err"}, {"message", "type"})
 _RERUNS: Final = {"rerunFailure", "rerunError", "flakyFailure", "flakyError"}

@@ -14,6 +14,8 @@ from overlayrun.batch.mirror import Mirror, check_remote, offer_ref
 from overlayrun.batch.task import Attempt, Task
 from overlayrun.errors import StoreError, UsageError
 
+pytestmark = pytest.mark.shared  # what a remote gives
+
 WHO = {"user.name": "Ada", "user.email": "ada@example.invalid"}
 
 

@@ -22,6 +22,8 @@ from overlayrun.batch.task import Attempt, AttemptKey, Outcome, Task
 from overlayrun.batch.window import Room
 from overlayrun.errors import UsageError
 
+pytestmark = pytest.mark.shared
+
 BASE = "b" * 40
 
 

@@ -20,6 +20,8 @@ from overlayrun.store.location import find_repository
 from overlayrun.store.repo import Repo
 from overlayrun.workspace.layout import open_state
 
+pytestmark = pytest.mark.shared  # what comes in
+
 SNAPSHOT = "What it left\n\nOverlayrun-Branch: batch/r/t\nOverlayrun-Snapshot: 1\n"
 
 
@@ -86,6 +88,7 @@ def store(repo: UserRepo) -> Repo:
     return Repo(str(repo.root / ".git"))
 
 
+@pytest.mark.by_both
 def test_a_pushed_attempt_becomes_a_branch_like_any_other(repo: UserRepo, elsewhere: Elsewhere) -> None:
     own = elsewhere.make(("The agent's own", "own"))
     tip = elsewhere.make(("The agent's own", "own"), (SNAPSHOT, "left"))

@@ -28,6 +28,8 @@ from .batch_reports import RUN, ended, task
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what is pushed
+
 ENV: Final = {"HOME": "/nowhere"}
 
 

@@ -18,6 +18,8 @@ from overlayrun.cli.options import RUN_OPTIONS
 from overlayrun.model import AgentState, CarryPolicy, DirtyPolicy, HomePolicy
 from overlayrun.values import seconds, size
 
+pytestmark = pytest.mark.shared
+
 PROPERTY: Final = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 
 WRONG = """\

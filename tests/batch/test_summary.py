@@ -18,6 +18,8 @@ from overlayrun.batch.task import Outcome
 
 from .batch_reports import HOSTILE, batch, ended, every_end, result, task, write_logs
 
+pytestmark = pytest.mark.shared
+
 
 def validator(name: str) -> Draft202012Validator:
     schema = json.loads((files("overlayrun.batch.reports") / f"{name}.schema.json").read_text())

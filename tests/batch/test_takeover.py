@@ -23,6 +23,8 @@ from .batch_reports import RUN, batch, ended, task
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what a summary and its bundles say
+
 
 class Handover:
     """A report with bundles of three tasks, the third made from the second's work; and another clone."""
@@ -84,6 +86,7 @@ def handover(repo: UserRepo, tmp_path: Path) -> Handover:
     return Handover(repo, tmp_path)
 
 
+@pytest.mark.by_both
 def test_what_succeeded_comes_in_and_can_be_published(handover: Handover, tmp_path: Path) -> None:
     found = handover.take()
     assert sorted(found) == ["one", "three", "two"]

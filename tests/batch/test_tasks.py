@@ -22,6 +22,8 @@ from overlayrun.batch.tasks import Given, PlanRow, expand, plan_rows, rates, sha
 from overlayrun.errors import UsageError
 from overlayrun.store.refs import parse_branch_name
 
+pytestmark = pytest.mark.shared
+
 PROPERTY: Final = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 
 

@@ -14,6 +14,8 @@ from overlayrun.batch.schema import faults
 from overlayrun.batch.template import names_in, quoted_names, render, slug
 from overlayrun.store.refs import parse_branch_name
 
+pytestmark = pytest.mark.shared
+
 PROPERTY: Final = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 
 

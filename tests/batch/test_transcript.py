@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from overlayrun.batch import transcript
 from overlayrun.batch.transcript import AGENTS, Transcript, one_line, read_transcript
 
+pytestmark = pytest.mark.shared  # what agents print
+
 SESSION: Final = "ses_df8be5687ffeNYYW67JtCvCHJj"
 Read = Callable[..., Transcript]
 

@@ -25,6 +25,8 @@ from overlayrun.batch.task import Attempt, Outcome, Task
 from overlayrun.cli.options import run_options
 from overlayrun.errors import StoreError, UsageError
 
+pytestmark = pytest.mark.shared  # what passes between two hosts
+
 TLS = Tls("ca", "cert", "key")
 ATTEMPT = Attempt(
     run="r",

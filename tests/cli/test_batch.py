@@ -200,8 +200,10 @@ def test_results_go_to_a_remote_from_here_or_from_another_job(repo: UserRepo, tm
     remote = tmp_path / "remote.git"
     repo.git("init", "--bare", "-q", str(remote))
     repo.git("push", "-q", str(remote), "main")
-    repo.git("remote", "add", "origin", str(remote))
     repo.write("t.yaml", "- {id: good, command: 'echo g > g'}\n- {id: bad, command: 'echo b > b; exit 1'}\n")
+    early = repo.overlayrun("batch", "t.yaml", "--publish", "origin", "--prefix", "agents")
+    assert (early.code, early.ours[0]) == (3, "the remote 'origin' can't be asked")  # and nothing ran
+    repo.git("remote", "add", "origin", str(remote))
     done = repo.overlayrun(
         "batch", "t.yaml", "--publish", "origin", "--prefix", "agents", "--bundle", "--report", "out"
     )

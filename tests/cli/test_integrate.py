@@ -16,6 +16,8 @@ from overlayrun.cli.main import run_cli
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # texts of the user's files
+
 SETTINGS: Final = """{
     "model": "opus",
     "hooks": {
@@ -70,6 +72,7 @@ def _put(path: Path, text: str, mode: int = 0o644) -> Path:
     return path
 
 
+@pytest.mark.by_both
 @pytest.mark.parametrize("agent", ["claude", "codex"])
 def test_hooks_join_those_that_are_there_and_go_without_a_trace(
     repo: UserRepo, integrate: Integrate, agent: str
@@ -301,6 +304,7 @@ def test_the_hooks_of_claude_for_its_command_line(repo: UserRepo, integrate: Int
     assert integrate("codex", "--print").code == 3
 
 
+@pytest.mark.by_both
 def test_in_a_workspace_it_is_refused(repo: UserRepo) -> None:
     done = repo.sh("overlayrun integrate claude")
     assert done.code == 3

@@ -13,6 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import Running, Terminal, UserRepo
 
+pytestmark = pytest.mark.shared  # what is typed, and how it ends
+
 Until = Callable[..., None]
 
 
@@ -35,6 +37,7 @@ def _bash(repo: UserRepo) -> Iterator[Terminal]:
         yield terminal
 
 
+@pytest.mark.by_both
 def test_a_joined_command_sees_what_the_running_one_sees(repo: UserRepo) -> None:
     with _running(repo, "echo inside >one; echo ready; cat"):
         done = repo.overlayrun("exec", "b", "--", "sh", "-c", "cat one; pwd; echo $OVERLAYRUN_BRANCH")
@@ -45,6 +48,7 @@ def test_a_joined_command_sees_what_the_running_one_sees(repo: UserRepo) -> None
     assert repo.show("b", "two") == "2\n"
 
 
+@pytest.mark.by_both
 def test_a_joined_command_has_no_more_rights(repo: UserRepo) -> None:
     script = "grep -E '^(CapEff|NoNewPrivs)' /proc/self/status; echo 1 >/etc/overlayrun-test || echo refused"
     with _running(repo):
@@ -95,6 +99,7 @@ def test_without_a_command_it_says_so(repo: UserRepo) -> None:
     assert (done.code, done.ours[0]) == (125, "no command was given")
 
 
+@pytest.mark.by_both
 def test_exec_in_an_idle_branch_resumes_it(repo: UserRepo) -> None:
     repo.inside("echo 1 >one")
     done = repo.overlayrun("exec", "b", "--", "sh", "-c", "cat one; echo 2 >two")
@@ -103,6 +108,7 @@ def test_exec_in_an_idle_branch_resumes_it(repo: UserRepo) -> None:
     assert len(repo.snapshots()) == 2
 
 
+@pytest.mark.by_both
 def test_a_joined_command_dies_with_the_run(repo: UserRepo, until: Until) -> None:
     with (
         _running(repo) as run,
@@ -114,6 +120,7 @@ def test_a_joined_command_dies_with_the_run(repo: UserRepo, until: Until) -> Non
         until(lambda: not repo.marked(), "the joined command is dead")
 
 
+@pytest.mark.by_both
 def test_a_joined_command_dies_with_the_one_who_asked(repo: UserRepo) -> None:
     script = "trap '' TERM; echo on; while :; do sleep 0.1; date >last; done"
     with _running(repo):
@@ -151,6 +158,7 @@ def test_ctrl_c_and_ctrl_z_are_the_joined_commands(repo: UserRepo) -> None:
         terminal.expect("status 130")
 
 
+@pytest.mark.by_both
 @pytest.mark.parametrize("is_running", [True, False])
 def test_a_shell_has_job_control_and_gives_the_terminal_back(repo: UserRepo, *, is_running: bool) -> None:
     repo.inside("true")

@@ -84,6 +84,18 @@ def test_ls_shows_a_line_a_branch(worked: UserRepo) -> None:
     ]
 
 
+def test_ls_fits_a_terminal_of_80_columns(shown: UserRepo) -> None:
+    with shown.terminal(*shown.command("ls")) as terminal:
+        assert terminal.end() == 0
+        text = terminal.text()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    heads, row = (next(line for line in lines if line.startswith(word)) for word in ("BRANCH", "fix"))
+    assert "DISK" not in heads
+    assert row.startswith("fix     idle   2      +2 -1  1      ")
+    assert heads.index("COMMAND") == row.index("Right answer")
+    assert max(len(heads), len(row)) <= 80
+
+
 def test_ls_json_has_its_shape(shown: UserRepo) -> None:
     data = _json(shown, "ls")
     assert data["broken"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,27 @@ def test_each_command_has_help(repo: UserRepo, name: str) -> None:
     done = repo.overlayrun(name, "--help")
     assert done.code == 0
     assert done.out.startswith(f"Usage: overlayrun {name} ")
+    assert "\\b" not in done.out
     assert done.err == ""
+
+
+def test_examples_in_a_help_keep_their_lines(repo: UserRepo) -> None:
+    assert (
+        "\n    diff B@{3}..B     two snapshots against each other\n" in repo.overlayrun("diff", "--help").out
+    )
+
+
+def test_an_interrupt_that_nobody_catches_shows_no_traceback() -> None:
+    script = "import overlayrun.launch; raise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (-signal.SIGINT, "")
+
+
+def test_defaults_are_told_as_they_would_be_typed(repo: UserRepo) -> None:
+    of_run, of_batch = (" ".join(repo.overlayrun(name, "--help").out.split()) for name in ("run", "batch"))
+    assert "uncommitted changes. [default: include]" in of_run
+    assert "uncommitted changes. [default: ignore]" in of_batch
+    assert "changes may take. [default: 50G]" in of_run
 
 
 def test_version(repo: UserRepo) -> None:
@@ -99,12 +120,17 @@ def test_a_command_loads_what_it_needs_alone(repo: UserRepo) -> None:
         (["apply", "nope"], 3, "no workspace is called 'nope'"),
         (["run", "--bogus", "--", "true"], 125, "No such option"),
         (["--bogus", "--", "true"], 125, "No such option"),
-        (["run", "--every", "soon", "--", "true"], 125, "Invalid value for '--every': 'soon' is not SPAN"),
+        (
+            ["run", "--every", "soon", "--", "true"],
+            125,
+            "Invalid value for '--every': 'soon' is not SPAN, such as 90s or 20m",
+        ),
         (["run", "--dirty", "all", "--", "true"], 125, "Invalid value for '--dirty'"),
         (["-b", "x"], 125, "no command after --"),
         (["run"], 125, "no command after --"),
         (["exec"], 125, "Missing argument 'BRANCH'."),
         (["shell", "nope"], 125, "no workspace is called 'nope'"),
+        (["restore", "b", "1"], 3, "not a snapshot: '1'"),
     ],
 )
 def test_errors_say_what_and_end_with_the_promised_code(

@@ -63,7 +63,7 @@ def test_settings_that_may_be_given_often_add_up(repo: UserRepo, monkeypatch: py
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["every", "soon"], "git config overlayrun.every can't be 'soon': it takes SPAN"),
+        (["every", "soon"], "git config overlayrun.every can't be 'soon': it takes SPAN, such as 90s or 20m"),
         (["dirty", "all"], "git config overlayrun.dirty can't be 'all': it takes include|ignore|fail"),
         (["quiet", "maybe"], "git config overlayrun.quiet can't be 'maybe': it takes true or false"),
         (["branch", "x"], "there is no setting 'branch'"),

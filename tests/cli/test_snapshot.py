@@ -13,6 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # what is typed and told
+
 _KEYS = {"schema", "branch", "commit", "tip", "number", "unchanged", "left_out", "notes"}
 _WAITING = ["-b", "b", "--", "sh", "-c", "echo 1 >one; echo ready; cat"]
 
@@ -35,6 +37,7 @@ def _lean(repo: UserRepo, *words: str) -> tuple[Any, list[str]]:
     return (None if last[1] == "None" else int(last[1])), last[2:]
 
 
+@pytest.mark.by_both
 def test_a_running_branch_is_committed_at_once(repo: UserRepo) -> None:
     with repo.started(*_WAITING) as run:
         run.expect("ready")
@@ -70,6 +73,7 @@ def test_json(repo: UserRepo, *, is_running: bool) -> None:
     assert data["commit"] == repo.snapshots()[0]
 
 
+@pytest.mark.by_both
 def test_an_idle_branch_can_get_one_too(repo: UserRepo) -> None:
     repo.inside("echo 1 >one")
     assert "nothing changed since the last snapshot" in repo.overlayrun("snapshot", "b").out
@@ -79,6 +83,7 @@ def test_an_idle_branch_can_get_one_too(repo: UserRepo) -> None:
     assert repo.git("log", "-1", "--format=%s", f"{repo.snapshots()[0]}") == "Done"
 
 
+@pytest.mark.by_both
 def test_from_inside_it_is_this_branch(repo: UserRepo) -> None:
     script = "echo 1 >one; sleep 0.5; overlayrun snapshot -m 'From inside' && overlayrun snapshot other"
     done = repo.overlayrun("-b", "b", "--", "sh", "-c", script)

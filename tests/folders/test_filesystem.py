@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,8 @@ def test_a_tree_that_was_let_go_shows_what_took_its_place(
 ) -> None:
     shown, store = folders.branch("swapped")
     (store / "file").write_text("before")
+    (store / "dir").mkdir()
+    assert not (shown / "dir/below").exists()
     assert (shown / "file").read_text() == "before"
     assert not (shown / "other").exists()
     here = os.open(shown, os.O_PATH)
@@ -134,14 +137,48 @@ def test_a_tree_that_was_let_go_shows_what_took_its_place(
     store.mkdir()
     (store / "file").write_text("and after")
     (store / "other").touch()
+    (store / "dir").mkdir()
+    (store / "dir/below").touch()
     assert folders.say("let-go branches swapped") == "done"
     until(lambda: (shown / "file").read_text() == "and after")
     until((shown / "other").exists)
-    assert sorted(os.listdir(f"/proc/self/fd/{here}")) == ["file", "other"]
+    until((shown / "dir/below").exists)
+    assert sorted(os.listdir(f"/proc/self/fd/{here}")) == ["dir", "file", "other"]
     os.close(here)
     (shown / "file").write_text("new")
     assert (store / "file").read_text() == "new"
     assert (folders.store / "aside/file").read_text() == "before"
+
+
+_STAYER = """
+import os, sys
+print("ready", flush=True)
+while not os.path.exists(sys.argv[1]):
+    os.getcwd()
+"""
+
+
+def test_who_is_in_a_tree_that_is_let_go_stays_there(folders: Folders) -> None:
+    shown, store = folders.branch("stay")
+    (store / "below/deep").mkdir(parents=True)
+    end = folders.store / "end"
+    stayers = [
+        subprocess.Popen([sys.executable, "-ISc", _STAYER, end], cwd=place, stdout=subprocess.PIPE)
+        for place in (shown, shown / "below/deep")
+    ]
+    try:
+        for stayer in stayers:
+            assert stayer.stdout is not None
+            assert stayer.stdout.readline() == b"ready\n"
+        for number in range(200):
+            assert not (shown / f"below/file{number}").exists()
+            (store / f"below/file{number}").write_text("x")
+            assert folders.say("let-go branches stay") == "done"
+            assert [stayer.poll() for stayer in stayers] == [None, None]
+    finally:
+        end.touch()
+        codes = [(stayer.communicate(), stayer.returncode)[1] for stayer in stayers]
+    assert codes == [0, 0]
 
 
 def test_a_tree_deeper_than_any_path_is_reached_again(folders: Folders) -> None:

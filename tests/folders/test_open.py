@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from conftest import UserRepo, copy_repo, wait_until
 
+pytestmark = pytest.mark.shared  # what folders show and what is committed of them
+
 WRITERS = 20
 
 
@@ -69,6 +71,7 @@ def until_committed(repo: UserRepo, branch: str, path: str, text: str) -> None:
     wait_until(is_there, f"{path} in {branch}")
 
 
+@pytest.mark.by_both
 def test_what_is_written_in_a_folder_is_in_the_branch(opened: UserRepo) -> None:
     place = made(opened, "write")
     assert (place / "src/app.py").read_text() == "answer = 41\n"  # of HEAD: what is uncommitted stays out
@@ -114,6 +117,7 @@ def test_commits_of_a_folder_and_of_a_run_are_in_one_history(opened: UserRepo) -
     )
 
 
+@pytest.mark.by_both
 def test_a_branch_that_a_command_runs_in_is_shown_live(opened: UserRepo) -> None:
     place = made(opened, "live")
     (place / "before").write_text("before\n")
@@ -188,6 +192,7 @@ def test_only_what_is_nowhere_else_keeps_a_folder(opened: UserRepo) -> None:
     assert "full" not in {item["branch"] for item in ask(opened, "ls")["workspaces"]}
 
 
+@pytest.mark.by_both
 def test_commits_and_snapshots_are_folders_that_nobody_changes(opened: UserRepo) -> None:
     head = folder(opened, "HEAD", "commits")
     assert sorted(path.name for path in head.iterdir()) == [".gitignore", "README", "link", "src", "tool.sh"]
@@ -210,6 +215,7 @@ def test_commits_and_snapshots_are_folders_that_nobody_changes(opened: UserRepo)
     assert (steps / str(numbers[-1]) / "step").read_text() == "2\n"
 
 
+@pytest.mark.by_both
 def test_a_build_and_a_search_work_in_a_folder(opened: UserRepo) -> None:
     place = made(opened, "build")
     (place / "main.c").write_text('#include <stdio.h>\nint main(void) { puts("built"); return 0; }\n')
@@ -245,6 +251,7 @@ def test_no_write_of_many_writers_is_lost(opened: UserRepo) -> None:
     ).keys()
 
 
+@pytest.mark.by_both
 def test_a_run_sees_nothing_of_the_folders(opened: UserRepo) -> None:
     assert opened.inside("ls -A; git status --porcelain", "--dirty", "ignore", branch="blind").split() == [
         *(".git", ".gitignore", "README", "link", "secret.txt", "src", "tool.sh"),

@@ -278,6 +278,7 @@ def test_what_would_run_as_another_or_reach_a_device_is_refused(folders: Folders
     assert raised.value.errno == errno.EXDEV
 
 
+@pytest.mark.shared
 def test_git_editors_builds_and_searches(folders: Folders) -> None:
     shown, store = folders.branch("work")
     own = folders.store / "own.git"
@@ -326,6 +327,7 @@ for n in range(25):
 """
 
 
+@pytest.mark.shared
 def test_twenty_writers_in_one_branch_and_one_in_each_of_twenty(
     folders: Folders, until: Callable[..., None]
 ) -> None:

@@ -169,7 +169,7 @@ def test_two_repositories_have_folders_of_their_own(repo: UserRepo, tmp_path: Pa
     assert (repo.show("b", "file"), other.show("b", "file")) == ("this\n", "other\n")
 
 
-def test_nobody_waits_until_a_commit_is_frozen_for_another(repo: UserRepo) -> None:
+def test_nobody_waits_until_a_commit_is_frozen_or_a_branch_made_for_another(repo: UserRepo) -> None:
     commit = repo.commit("to be frozen", new="1\n")
     repo.git("tag", "frozen")
     repo.git("reset", "-q", "--hard", "HEAD^")
@@ -180,13 +180,16 @@ def test_nobody_waits_until_a_commit_is_frozen_for_another(repo: UserRepo) -> No
         commits = repo.root / ".overlay/commits"
         with held_alone(repo), started(["ls", str(commits / "frozen")]) as second:
             first = stack.enter_context(started(["ls", str(commits / commit)]))
+            maker = stack.enter_context(started(["mkdir", str(branches(repo) / "made")]))
             (place / "file").write_text("1\n")
             assert status(repo)["branches"][0]["branch"] == "b"
             assert repo.show("b", "file") == "1\n"
-            assert (first.poll(), second.poll()) == (None, None)
+            assert (first.poll(), second.poll(), maker.poll()) == (None, None, None)
             second.send_signal(signal.SIGINT)
             assert second.wait(30) == -signal.SIGINT
         assert "new" in first.communicate()[0].split()
+        assert maker.wait(60) == 0
+        assert (branches(repo) / "made/README").read_text() == "read me\n"
         with pytest.raises(FileNotFoundError):
             os.listdir(f"{repo.root}/.overlay/commits/{'0' * 40}")
 

@@ -174,6 +174,7 @@ def test_overlayruns_own_place_inside_can_not_be_bent(world: World) -> None:
     assert world.repo.show("bent", "work") == "w\n"
 
 
+@pytest.mark.shared
 def test_names_of_branches_are_no_options_and_no_programs(world: World) -> None:
     """They reach git's command lines: whatever they are, nothing runs and no other ref moves."""
     names = (
@@ -194,6 +195,7 @@ def test_names_of_branches_are_no_options_and_no_programs(world: World) -> None:
     assert not (world.repo.root / "x").exists()
 
 
+@pytest.mark.shared
 def test_commits_made_inside_can_not_name_other_refs(world: World) -> None:
     """Branches, tags, notes and symbolic refs of the agent's repository stay in it."""
     attack = world.sh(

@@ -18,6 +18,8 @@ from overlayrun.store.trees import SYMLINK
 
 from .conflict_world import Clash, Scratch
 
+pytestmark = pytest.mark.shared  # the text of a commit
+
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Scratch:

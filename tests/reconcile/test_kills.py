@@ -147,6 +147,7 @@ def _wait_or_end(process: subprocess.Popen[bytes], seconds: float) -> None:
         process.kill()
 
 
+@pytest.mark.shared
 def test_a_kill_while_a_delivery_is_held_changes_nothing_of_the_users(field: Field) -> None:
     repo = field.repo
     repo.write("a", "mine\n")

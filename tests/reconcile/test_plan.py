@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from overlayrun.reconcile.plan import Odds, each_prefix, judge, prefixes
 
+pytestmark = pytest.mark.shared
+
 CHAINS = st.lists(st.booleans(), max_size=40)
 
 

@@ -13,6 +13,8 @@ from overlayrun.reconcile.settings import LandingMode, Settings, read_settings
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared
+
 
 def settings(repo: UserRepo) -> Settings:
     return read_settings(str(repo.root))

@@ -56,6 +56,7 @@ def test_each_branch_lands_once_and_is_told_once(repo: UserRepo, reconcilers: in
     assert_sound(repo)
 
 
+@pytest.mark.shared
 def test_a_merge_by_name_in_between_is_one_of_them(repo: UserRepo) -> None:
     agents(repo, *_NAMES)
     for number in range(_ROUNDS):
@@ -72,6 +73,7 @@ def test_a_merge_by_name_in_between_is_one_of_them(repo: UserRepo) -> None:
     assert_sound(repo)
 
 
+@pytest.mark.shared
 def test_two_that_give_the_same_branch_back_agree(repo: UserRepo) -> None:
     agents(repo, "bad", "good")
     with ExitStack() as stack:
@@ -83,6 +85,7 @@ def test_two_that_give_the_same_branch_back_agree(repo: UserRepo) -> None:
     assert_sound(repo)
 
 
+@pytest.mark.shared
 def test_two_targets_are_reconciled_side_by_side(repo: UserRepo) -> None:
     agents(repo, "a")
     repo.git("checkout", "-q", "-b", "release")
@@ -93,6 +96,7 @@ def test_two_targets_are_reconciled_side_by_side(repo: UserRepo) -> None:
     assert "r" not in repo.files("main")
 
 
+@pytest.mark.shared
 def test_two_that_try_a_held_delivery_again_deliver_it_once(repo: UserRepo) -> None:
     agents(repo, "a")
     repo.write("a", "in the way\n")

@@ -78,7 +78,12 @@ def _operation(dice: random.Random) -> tuple[str, list[Any]]:
         "unlink": [one],
         "symlink": [dice.choice(_NAMES), one],
         "chmod": [one, dice.choice((0o755, 0o755, 0o555, 0o300, 0o711))],
-        "rename": [one, other, dice.choice((0, 0, 0, 1, 2)), dice.choice(("", "fd", "path"))],
+        "rename": [
+            one,
+            other,
+            dice.choice((0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 3, 8)),
+            dice.choice(("", "fd", "path")),
+        ],
     }
     return kind, arguments.get(kind, [one, other])
 

@@ -118,6 +118,12 @@ def refused() -> object:
 
 
 @story
+def flags_that_no_overlay_takes() -> object:
+    """A whiteout left behind, contradictions, bits without a meaning; then it is no new directory yet."""
+    return [*(rename("stays", "x", flags) for flags in (4, 5, 6, 3, 8)), rename("stays", "x", mark=_MARK)]
+
+
+@story
 def exchange() -> object:
     told = [rename("one", "two", 2), files("one"), files("two")]
     Path("single").write_text("single")

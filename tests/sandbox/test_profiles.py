@@ -16,6 +16,8 @@ from overlayrun.sandbox.seeds import takes_seed
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared  # which paths and words belong to an agent
+
 # What each agent executes, sources, loads or reads as instructions on the host, below HOME.
 CARRIERS: Final = {
     "opencode": """
@@ -56,6 +58,7 @@ def writing(names: list[str], text: str) -> str:
     return "".join(f'mkdir -p "$HOME/{Path(name).parent}"; echo {text} >"$HOME/{name}"\n' for name in names)
 
 
+@pytest.mark.by_both
 @pytest.mark.parametrize("agent", PROFILES)
 def test_data_is_shared_and_nothing_can_be_planted(repo: UserRepo, agent: str) -> None:
     data, carriers = [*DATA[agent]], [*CARRIERS[agent]]
@@ -79,6 +82,7 @@ def test_data_is_shared_and_nothing_can_be_planted(repo: UserRepo, agent: str) -
     )
 
 
+@pytest.mark.by_both
 def test_what_is_kept_back_can_be_neither_moved_nor_replaced(repo: UserRepo) -> None:
     script = (
         'cd "$HOME/.local/share/opencode"; for name in bin snapshot auth.json; do '
@@ -94,6 +98,7 @@ def test_what_is_kept_back_can_be_neither_moved_nor_replaced(repo: UserRepo) -> 
     assert not any(path.is_symlink() for path in state.iterdir())
 
 
+@pytest.mark.by_both
 def test_a_login_is_the_agents_own_and_nobody_elses(repo: UserRepo) -> None:
     login = repo.home / ".codex/auth.json"
     login.parent.mkdir()
@@ -106,6 +111,7 @@ def test_a_login_is_the_agents_own_and_nobody_elses(repo: UserRepo) -> None:
     assert login.read_text() == "token 2\n"
 
 
+@pytest.mark.by_both
 def test_a_login_that_is_kept_back_is_seen_in_a_private_home(repo: UserRepo) -> None:
     login = repo.home / ".local/share/opencode/auth.json"
     login.parent.mkdir(parents=True)
@@ -193,6 +199,7 @@ def test_private_state_must_lie_in_home(repo: UserRepo, tmp_path: Path) -> None:
     assert "needs the agent's state in HOME" in done.ours[-2]
 
 
+@pytest.mark.by_both
 def test_a_link_that_an_agent_left_in_its_home_leads_nowhere(repo: UserRepo, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
@@ -211,6 +218,7 @@ def test_a_link_that_an_agent_left_in_its_home_leads_nowhere(repo: UserRepo, tmp
 SEED: Final = ("node_modules", "package-lock.json")
 
 
+@pytest.mark.by_both
 def test_an_installation_is_spared_and_leaves_no_trace(repo: UserRepo) -> None:
     repo.commit(**{".opencode/command/hi.md": "hi\n", "sub/.opencode/agent/a.md": "a\n"})
     places = ["$HOME/.config/opencode", f"{repo.root}/.opencode", f"{repo.root}/sub/.opencode"]

@@ -108,6 +108,10 @@ def test_refusals_are_those_of_any_file_system(told: dict[str, Any]) -> None:
     }
 
 
+def test_flags_that_are_refused_prepare_nothing(told: dict[str, Any]) -> None:
+    assert told["flags_that_no_overlay_takes"] == [*["EINVAL"] * 5, "EXDEV"]
+
+
 def test_directories_change_places(told: dict[str, Any]) -> None:
     assert told["exchange"] == ["", 2, 6, "", "single", 2]
 
@@ -259,6 +263,25 @@ def test_a_kill_at_any_moment_loses_nothing(
     assert places <= {"huge"}
     wanted = {path.replace("large/", "huge/") if places else path: what for path, what in before.items()}
     assert after == wanted
+
+
+def test_a_sandbox_that_dies_in_the_middle_leaves_a_whole_tree(
+    world: UserRepo, until: Callable[..., None]
+) -> None:
+    """The run itself sees to that before its last snapshot."""
+    script = "echo ready; exec python3 -c \"import os; os.rename('large', 'huge'); print('done', flush=True); input()\""
+    with world.started("-b", "dead", "--dirty", "ignore", "--", "sh", "-c", script) as run:
+        run.expect("ready")
+        moving = world.workspace("dead") / "upper/.overlayrun-moving"
+        until(lambda: moving.exists() or "done" in run.text(), "the rename begins")
+        pid = run.process.pid
+        (keeper, *_) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(keeper), signal.SIGKILL)
+        assert run.end() == 128 + signal.SIGKILL
+        assert "the sandbox was killed" in run.text()
+        is_done = "done" in run.text()
+    before, after = world.files("main"), world.files("dead")
+    assert after == {path.replace("large/", "huge/") if is_done else path: before[path] for path in before}
 
 
 @pytest.mark.parametrize("machine", MACHINES)

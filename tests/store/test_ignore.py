@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from overlayrun.store.ignore import IgnoreRules, base_rules
 
+pytestmark = pytest.mark.shared  # rules of git
+
 _TOKENS: Final = [
     *(
         "a",

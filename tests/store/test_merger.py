@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from overlayrun.store.merger import Conflict, Merged, MergeEngine, Stage, merge_
 from overlayrun.store.pack import ObjectWriter
 
 from .history import Content, History, Node, link
+
+pytestmark = pytest.mark.shared  # merges of git
 
 LINES = "".join(f"{n}\n" for n in range(20))
 
@@ -340,6 +343,7 @@ def test_an_interrupted_merge_leaves_nothing_of_its_answer(history: History, tmp
 def test_closing_leaves_no_process_no_descriptor_and_no_directory(history: History, places: Path) -> None:
     base = history.commit({"a": "1\n"})
     source = history.commit({"a": "2\n"}, base)
+    gc.collect()  # what other tests left open closes now, not in between
     before = children(), os.listdir("/proc/self/fd")
     engine = MergeEngine(history.git_dir, base)
     engine.merge(base, source)

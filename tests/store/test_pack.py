@@ -10,6 +10,8 @@ import pytest
 from overlayrun.store import pack
 from overlayrun.store.pack import LOOSE_LIMIT, PENDING_BYTES, ObjectWriter, ShortRead, object_id, pieces_of
 
+pytestmark = pytest.mark.shared  # bytes of a pack
+
 
 @pytest.fixture
 def repo(tmp_path: Path) -> Path:

@@ -18,6 +18,8 @@ from overlayrun.store.refs import (
 )
 from overlayrun.store.repo import Repo
 
+pytestmark = pytest.mark.shared  # names and values of refs
+
 
 @pytest.fixture
 def git_dir(tmp_path: Path) -> str:

@@ -11,6 +11,8 @@ from overlayrun.errors import HostError, StoreError, UsageError
 from overlayrun.model import EMPTY_TREE, CommitId, TreeId
 from overlayrun.store.repo import Repo
 
+pytestmark = pytest.mark.shared  # objects of git
+
 
 def _git(place: Path, *args: str, data: bytes = b"") -> str:
     identity = ["-c", "user.name=a", "-c", "user.email=a@x"]

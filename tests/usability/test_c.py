@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 from .conftest import run_outside
 
 if TYPE_CHECKING:
     from conftest import UserRepo
 
     from .conftest import Needs
+
+pytestmark = pytest.mark.shared  # what make does
 
 UNITS: Final = 12
 MAKEFILE: Final = """\

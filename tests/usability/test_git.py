@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 if TYPE_CHECKING:
     from conftest import UserRepo
 
     from .conftest import Same
+
+pytestmark = pytest.mark.shared  # git's own commands
 
 DATE: Final = (
     "export GIT_AUTHOR_DATE='2024-05-06T07:08:09Z' GIT_COMMITTER_DATE='2024-05-06T07:08:09Z'\nset -e\n"
@@ -38,6 +42,7 @@ git reset -q --hard HEAD~1; git clean -qfdx; git log --graph --format=%H; git ls
 """
 
 
+@pytest.mark.by_both
 def test_rebase_and_amend_give_the_same_commits(repo: UserRepo, same: Same) -> None:
     assert "drei" in same(DATE + REBASE)
     assert repo.git("rev-parse", "b") == repo.git("rev-parse", "main")

@@ -7,10 +7,14 @@ import time
 import urllib.request
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 if TYPE_CHECKING:
     from conftest import UserRepo
 
     from .conftest import Needs, Same
+
+pytestmark = pytest.mark.shared  # what programs do
 
 DATABASE: Final = """
 import os, shutil, sqlite3, subprocess, sys, tempfile
@@ -60,6 +64,7 @@ def test_a_server_inside_answers_the_host(repo: UserRepo) -> None:
     assert not (repo.root / "page.html").exists()
 
 
+@pytest.mark.by_both
 def test_tmux_shows_a_shell_and_ends(repo: UserRepo, needs: Needs) -> None:
     needs("tmux")
     repo.env["SHELL"] = "/bin/sh"
@@ -80,6 +85,7 @@ def test_tmux_shows_a_shell_and_ends(repo: UserRepo, needs: Needs) -> None:
     assert repo.show("b", "answer") == "42\n"
 
 
+@pytest.mark.by_both
 def test_programs_that_make_a_terminal_for_others(repo: UserRepo) -> None:
     script = (
         "script -qec 'tty; stty size; test -t 0 && echo terminal' /dev/null </dev/null;"
@@ -96,6 +102,7 @@ int main(int n, char **words) { char *lost = malloc(7); lost = 0; return fail(n)
 """
 
 
+@pytest.mark.by_both
 def test_tracers_work_with_the_switch_for_them(repo: UserRepo, needs: Needs) -> None:
     needs("strace", "gdb", "gcc")
     repo.write("crash.c", CRASH)
@@ -112,6 +119,7 @@ def test_tracers_work_with_the_switch_for_them(repo: UserRepo, needs: Needs) -> 
     assert found.endswith("SUMMARY: AddressSanitizer: 7 byte(s) leaked in 1 allocation(s).\n")
 
 
+@pytest.mark.by_both
 def test_without_the_switch_a_tracer_is_refused_and_told_of_it(repo: UserRepo, needs: Needs) -> None:
     needs("strace")
     done = repo.sh("strace -o /dev/null true")

@@ -29,7 +29,12 @@ class Hub {
       stdio: ["pipe", "pipe", "pipe"],
       detached: true,
     })
-    child.once("exit", () => (this.started = undefined))
+    let served = false
+    // OpenCode stops listening to a workspace whose address it finds dead: what was killed is there again at once.
+    child.once("exit", () => {
+      this.started = undefined
+      if (served) this.lost?.(this.url())
+    })
     return new Promise((resolve, reject) => {
       let told = ""
       let complaint = ""
@@ -40,6 +45,7 @@ class Hub {
       child.stdout.on("data", (data) => {
         told += data
         if (!told.includes("\n")) return
+        served = true
         this.last = JSON.parse(told.split("\n")[0]).url
         resolve(this.last)
       })
@@ -124,6 +130,7 @@ export async function onHost({ client, worktree, project, experimental_workspace
       await new Promise((done) => setTimeout(done, 50))
     }
   }
+  hub.lost = (again) => (connecting = again.then(connect).catch((error) => console.error(error)))
   const ready = (id) => moves.get(id) ?? (connecting ??= connect().catch((error) => console.error(error)))
   catchRequests({ client, newWorkspace, ready })
 

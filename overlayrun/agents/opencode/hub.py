@@ -13,12 +13,12 @@ import json
 import secrets
 import socket
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote
 
-from overlayrun.agents.opencode.servers import Endpoint, Scene, Server, is_well
+from overlayrun.agents.opencode.events import EVENTS, HISTORY, Feed
+from overlayrun.agents.opencode.exchange import Request, answer, post, read_body, read_head, read_request
+from overlayrun.agents.opencode.servers import Endpoint, Scene, Server
 from overlayrun.errors import OverlayrunError
 from overlayrun.model import BranchName
 from overlayrun.store.git import git
@@ -26,59 +26,18 @@ from overlayrun.tunnel import connect, serve
 from overlayrun.workspace.catalogue import records
 from overlayrun.workspace.names import branch_names
 
-_LONGEST_HEAD: Final = 1 << 16
-_LONGEST_BODY: Final = 1 << 26
-_HEAD_PATIENCE: Final = 30.0
-_JOIN_PATIENCE: Final = 10.0
-_HEARTBEAT: Final = 10.0  # seconds; OpenCode's own servers do the same
-_EVENTS: Final = "/global/event"
-_HISTORY: Final = "/sync/history"
+_LAST_PATIENCE: Final = 10.0
 # Told to a server that is not there yet: it hears them, in order, before anything else.
 _KEPT: Final = ("/sync/replay", "/sync/steal")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request. path: decoded of nothing, with its query. head: lines after the first."""
-
-    method: str
-    path: str
-    head: tuple[str, ...]
-    rest: bytes
-
-    def header(self, name: str) -> str | None:
-        """Value of a header, by its name in lower case."""
-        for line in self.head:
-            key, _, value = line.partition(":")
-            if key.strip().lower() == name:
-                return value.strip()
-        return None
-
-    def passed_on(self, path: str, endpoint: Endpoint) -> bytes:
-        """The same for a server: one request a connection, which both sides then need not count."""
-        own = {"host", "authorization", "proxy-connection"}
-        upgrades = self.header("upgrade") is not None
-        own |= set() if upgrades else {"connection", "keep-alive"}
-        kept = [line for line in self.head if line.partition(":")[0].strip().lower() not in own]
-        added = [f"Host: 127.0.0.1:{endpoint.port}", f"Authorization: {endpoint.authorization}"]
-        added += [] if upgrades else ["Connection: close"]
-        lines = [f"{self.method} {path} HTTP/1.1", *added, *kept, "", ""]
-        return "\r\n".join(lines).encode("latin-1") + self.rest
-
-
 class _Workspace:
-    """One workspace. kept: requests (path, body) for its server. is_new: made while this hub lives.
+    """One workspace. kept: requests (path, body) for its server."""
 
-    streams: streams of events that are answered from here; joined: whether none is, any more.
-    """
-
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, feed: Feed) -> None:
         self.server = server
+        self.feed = feed
         self.kept: list[tuple[str, bytes]] = []
-        self.is_new = False
-        self.started = asyncio.Event()
-        self.joined = asyncio.Event()
-        self.streams = 0
         self.door = asyncio.Lock()
 
 
@@ -93,14 +52,14 @@ class Hub:
 
     async def handle(self, client: socket.socket) -> None:
         """Serve one connection: one request."""
-        request = await _read(client)
+        request = await read_request(client)
         parts = request.path.split("/", 5) if request else []
         if request is None or len(parts) < 3 or not secrets.compare_digest(parts[1], self._token):
             return
         if parts[2] == "new":
-            await _answer(client, {"branch": self._new_branch()})
+            await answer(client, {"branch": self._new_branch()})
         elif parts[2] == "list":
-            await _answer(client, self._branches())
+            await answer(client, self._branches())
         elif len(parts) > 4:
             workspace = self._workspace(parts[3], BranchName(unquote(parts[4])))
             await self._deal(client, workspace, request, parts)
@@ -111,12 +70,11 @@ class Hub:
         if parts[2] == "w":
             await self._serve(client, workspace, request, "/" + "".join(parts[5:]))
         elif parts[2] == "start":
-            workspace.is_new = True
             self._begin(workspace)
-            await _answer(client, {})
+            await answer(client, {})
         elif parts[2] == "end":
             await workspace.server.end()
-            await _answer(client, {})
+            await answer(client, {})
 
     def _new_branch(self) -> str:
         """A name for a branch that nobody has, and that is not given again."""
@@ -131,32 +89,31 @@ class Hub:
 
     def _workspace(self, workspace_id: str, branch: BranchName) -> _Workspace:
         if branch not in self._workspaces:
-            self._workspaces[branch] = _Workspace(Server(self._scene, branch, workspace_id))
+            self._workspaces[branch] = _Workspace(
+                Server(self._scene, branch, workspace_id), Feed(self._scene.root)
+            )
         return self._workspaces[branch]
 
     async def _serve(self, client: socket.socket, workspace: _Workspace, request: Request, path: str) -> None:
         bare = path.partition("?")[0]
-        if bare in (_EVENTS, _HISTORY, *_KEPT) and not await workspace.server.answers():
-            await self._stand_in(client, workspace, request, bare)
-            return
+        if bare == EVENTS:
+            await workspace.feed.stream(client)
+        elif bare == HISTORY:
+            known = json.loads(await read_body(client, request))
+            await answer(client, await workspace.feed.history(known))
+        elif bare in _KEPT and not await workspace.server.answers():
+            await self._keep(client, workspace, request, bare)
+        else:
+            await self._ask(client, workspace, request, path)
+
+    async def _ask(self, client: socket.socket, workspace: _Workspace, request: Request, path: str) -> None:
         try:
             endpoint = await self._ready(workspace)
         except OverlayrunError as err:
             words = ": ".join(part for part in (err.brief, err.details, err.hint) if part)
-            await _answer(client, _told(words), 503)
+            await answer(client, _told(words), 503)
             return
         await _pass_on(client, request.passed_on(path, endpoint), endpoint)
-
-    async def _stand_in(
-        self, client: socket.socket, workspace: _Workspace, request: Request, path: str
-    ) -> None:
-        """Answer in the place of a server that is not running, and need not run for this."""
-        if path == _EVENTS:
-            await self._stream(client, workspace, request)
-        elif path == _HISTORY:
-            await _answer(client, [])
-        else:
-            await self._keep(client, workspace, request, path)
 
     def _begin(self, workspace: _Workspace) -> None:
         """Start its server now, in the background; who needs it waits for it, and hears of errors."""
@@ -173,59 +130,18 @@ class Hub:
         """Its server, which has heard what was kept for it, with OpenCode listening to what comes of that."""
         async with workspace.door:
             endpoint = await workspace.server.endpoint()
-            workspace.started.set()
-            if workspace.streams:  # what happens before OpenCode hears it would be missing for good
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(workspace.joined.wait(), _JOIN_PATIENCE)
+            await workspace.feed.begin(endpoint)
             while workspace.kept:
                 path, body = workspace.kept.pop(0)
-                await _post(endpoint, path, body)
+                await post(endpoint, path, body)
             return endpoint
 
     async def _keep(self, client: socket.socket, workspace: _Workspace, request: Request, path: str) -> None:
-        body = await _body(client, request)
+        body = await read_body(client, request)
         data = json.loads(body)
         first = data["events"][0]["aggregateID"] if "events" in data else data["sessionID"]
         workspace.kept.append((path, body))
-        await _answer(client, {"sessionID": first})
-
-    async def _stream(self, client: socket.socket, workspace: _Workspace, request: Request) -> None:
-        """A stream of events without a server; as soon as there is one, its own.
-
-        A workspace that this hub has not made may have a history that OpenCode asks for when it connects: its
-        stream ends, so that it connects anew.
-        """
-        workspace.started.clear()
-        workspace.joined.clear()
-        workspace.streams += 1
-        loop = asyncio.get_running_loop()
-        head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
-        try:
-            await loop.sock_sendall(client, head.encode() + _event("server.connected"))
-            if await workspace.server.answers():  # since it was asked last
-                workspace.started.set()
-            await _beat_until(workspace.started, client)
-            if not workspace.is_new:
-                return
-            server, heard = await self._join(workspace, request)
-        finally:
-            workspace.streams -= 1
-            if not workspace.streams:
-                workspace.joined.set()
-        with server:
-            await loop.sock_sendall(client, heard)
-            await _carry(server, client)
-
-    async def _join(self, workspace: _Workspace, request: Request) -> tuple[socket.socket, bytes]:
-        """The server's own stream, from the moment on in which it misses nothing; what it told until then."""
-        endpoint = await workspace.server.endpoint()
-        server = await connect("127.0.0.1", endpoint.port)
-        await asyncio.get_running_loop().sock_sendall(server, request.passed_on(_EVENTS, endpoint))
-        _, heard = await _head(server)
-        if not heard:  # its own "server.connected"
-            heard = await asyncio.get_running_loop().sock_recv(server, 1 << 16)
-        await is_well(endpoint)  # it listens a moment after it has said so: one more round trip
-        return server, heard
+        await answer(client, {"sessionID": first})
 
     async def end(self) -> None:
         """End every server that was started here."""
@@ -240,67 +156,9 @@ def _keep_task(task: asyncio.Task[None]) -> None:
     task.add_done_callback(_TASKS.discard)
 
 
-def _event(kind: str) -> bytes:
-    payload = {"id": f"evt_{secrets.token_hex(12)}", "type": kind, "properties": {}}
-    return f"data: {json.dumps({'payload': payload})}\n\n".encode()
-
-
-async def _beat_until(over: asyncio.Event, client: socket.socket) -> None:
-    """Keep a stream of events alive."""
-    while not over.is_set():
-        try:
-            await asyncio.wait_for(over.wait(), _HEARTBEAT)
-        except TimeoutError:
-            await asyncio.get_running_loop().sock_sendall(client, _event("server.heartbeat"))
-
-
-async def _read(client: socket.socket) -> Request | None:
-    async with asyncio.timeout(_HEAD_PATIENCE):
-        head, rest = await _head(client)
-    if not head:
-        return None
-    first, *lines = head.decode("latin-1").split("\r\n")[:-2]
-    if first.count(" ") != 2:
-        return None
-    method, path, _ = first.split(" ")
-    return Request(method, path, tuple(lines), rest)
-
-
-async def _body(client: socket.socket, request: Request) -> bytes:
-    length = min(int(request.header("content-length") or 0), _LONGEST_BODY)
-    data = request.rest
-    while len(data) < length:
-        part = await asyncio.get_running_loop().sock_recv(client, 1 << 16)
-        if not part:
-            break
-        data += part
-    return data
-
-
-async def _head(connection: socket.socket) -> tuple[bytes, bytes]:
-    """The head of a message with its empty line, and what came with it; (b"", …) where none came whole."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        part = await asyncio.get_running_loop().sock_recv(connection, 1 << 14)
-        if not part or len(data) > _LONGEST_HEAD:
-            return b"", data
-        data += part
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return head + end, rest
-
-
 def _told(words: str) -> dict[str, Any]:
     """An error as OpenCode's clients show it."""
     return {"name": "UnknownError", "message": words, "data": {"message": words}}
-
-
-async def _answer(client: socket.socket, data: Any, status: int = 200) -> None:
-    body = json.dumps(data).encode()
-    head = (
-        f"HTTP/1.1 {status} {'OK' if status == 200 else 'Service Unavailable'}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    await asyncio.get_running_loop().sock_sendall(client, head.encode() + body)
 
 
 async def _pass_on(client: socket.socket, data: bytes, endpoint: Endpoint) -> None:
@@ -312,7 +170,7 @@ async def _pass_on(client: socket.socket, data: bytes, endpoint: Endpoint) -> No
         try:
             await asyncio.wait({there, back}, return_when=asyncio.FIRST_COMPLETED)
             if there.done() and there.exception():  # the server is gone; the client hears it by the other way
-                await asyncio.wait({back}, timeout=_JOIN_PATIENCE)
+                await asyncio.wait({back}, timeout=_LAST_PATIENCE)
         finally:
             there.cancel()
             back.cancel()
@@ -327,27 +185,17 @@ async def _carry(source: socket.socket, sink: socket.socket) -> None:
 
 async def _carry_back(server: socket.socket, client: socket.socket) -> None:
     """The answer; Bun closes after it, but does not say so, and a client would use the connection again."""
-    head, rest = await _head(server)
+    head, rest = await read_head(server)
     if (
         not head and not rest
     ):  # killed in this moment; nobody knows what it still did, so it is not asked again
-        await _answer(client, _told("OpenCode ended in this branch: send it again"), 503)
+        await answer(client, _told("OpenCode ended in this branch: send it again"), 503)
         return
     if not head.startswith(b"HTTP/1.1 101"):
         first, end, others = head.partition(b"\r\n")
         head = first + end + (b"Connection: close\r\n" if end else b"") + others
     await asyncio.get_running_loop().sock_sendall(client, head + rest)
     await _carry(server, client)
-
-
-async def _post(endpoint: Endpoint, path: str, body: bytes) -> None:
-    lines = ("Content-Type: application/json", f"Content-Length: {len(body)}")
-    request = Request("POST", path, lines, body)
-    with await connect("127.0.0.1", endpoint.port) as server:
-        loop = asyncio.get_running_loop()
-        await loop.sock_sendall(server, request.passed_on(path, endpoint))
-        while await loop.sock_recv(server, 1 << 14):
-            pass
 
 
 def run_hub(

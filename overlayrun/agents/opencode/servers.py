@@ -221,7 +221,7 @@ async def _comes(endpoint: Endpoint, process: asyncio.subprocess.Process) -> boo
         while not any(each.done() and each.result() for each in asked):
             if process.returncode is not None or time.monotonic() > end:
                 return False
-            asked = {each for each in asked if not each.done()} | {asyncio.create_task(is_well(endpoint))}
+            asked = {each for each in asked if not each.done()} | {asyncio.create_task(_is_well(endpoint))}
             await asyncio.sleep(_PAUSE)
     finally:
         for each in asked:
@@ -239,7 +239,7 @@ async def _is_there(endpoint: Endpoint) -> bool:
         return False
 
 
-async def is_well(endpoint: Endpoint) -> bool:
+async def _is_well(endpoint: Endpoint) -> bool:
     """Whether it answers, and soon."""
     try:
         return await _health(endpoint)

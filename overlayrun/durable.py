@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 def sync_in_background(layout: Layout, records: Sequence[Record]) -> None:
     """Flush the state's file system in a process of its own, then note which uppers and layers are on disk.
 
-    It holds neither the lock nor the user's streams, so that nobody waits for it. Killed, it leaves no note,
-    and a power cut then means a rebuild from the last snapshot.
+    When this returns it holds neither lock nor mount nor the user's streams: nobody has to wait for it.
+    Killed, it leaves no note, and a power cut then means a rebuild from the last snapshot.
     """
+    detached, held = os.pipe()
     if os.fork():
+        os.close(held)
+        os.read(detached, 1)  # ends as the child lets go of what was ours, with its end of the pipe
+        os.close(detached)
         return
     try:
         _detach(layout)
@@ -115,8 +119,9 @@ def _detach(layout: Layout) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     for stream in range(3):
         os.dup2(null, stream)
+    os.closerange(3, fd)
+    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
     os.dup2(fd, 3)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
 
 
 def _masters(layout: Layout) -> list[str]:

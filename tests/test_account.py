@@ -17,6 +17,8 @@ from overlayrun.model import SnapshotReason
 from overlayrun.store.commits import format_message, parse_trailers
 from overlayrun.wording import Occasion, branch_text, digest, quoted, snapshot_text, trailers_of
 
+pytestmark = pytest.mark.shared
+
 TRIES = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 WORD = string.ascii_letters + string.digits
 PLAIN = st.text(string.ascii_lowercase + " .,\n", max_size=60)

@@ -17,6 +17,8 @@ from overlayrun.store.compare import Change
 from overlayrun.store.repo import Repo
 from overlayrun.store.trees import EXECUTABLE, FILE, GITLINK, SYMLINK, Entry
 
+pytestmark = pytest.mark.shared
+
 _HEAD = "ref: refs/heads/main\n"
 _BARE: Mapping[str, Content] = {"b/HEAD": _HEAD, "b/objects/x": "", "b/refs/x": "", "b/config": ""}
 

@@ -21,6 +21,8 @@ from overlayrun.workspace.layout import open_state
 if TYPE_CHECKING:
     from conftest import UserRepo
 
+pytestmark = pytest.mark.shared
+
 LEFT: Final = {
     "broken record",
     "interrupted workspace",
@@ -48,6 +50,7 @@ def make_state(repo: UserRepo) -> Path:
     return Path(open_state(find_repository(str(repo.root)).common_dir).root)
 
 
+@pytest.mark.by_both
 def test_the_doctor_looks_at_everything_and_changes_nothing(repo: UserRepo) -> None:
     before, git_directory = repo.picture(), sorted(os.listdir(repo.root / ".git"))
     found = examined(repo)
@@ -98,6 +101,7 @@ DISKS: Final = {
 }
 
 
+@pytest.mark.by_both
 @pytest.mark.parametrize(("disk", "expected"), DISKS.values(), ids=DISKS.keys())
 def test_a_disk_that_is_not_fit_is_found(
     repo: UserRepo, tmp_path: Path, disk: str, expected: tuple[str, str, str]
@@ -119,6 +123,7 @@ def test_a_disk_that_is_not_fit_is_found(
     assert hint.startswith(cure if is_reason else other)
 
 
+@pytest.mark.by_both
 @pytest.mark.parametrize("spoil", ["mode", "file", "link"])
 def test_a_state_directory_that_is_not_ours_alone_is_found(repo: UserRepo, spoil: str) -> None:
     if spoil == "mode":
@@ -275,6 +280,7 @@ def test_sockets_of_ended_runs_are_counted_and_harmless(
     assert (one.state, one.found[:1]) == (State.OK, "1")
 
 
+@pytest.mark.by_both
 def test_the_sandbox_is_shown_and_proved_from_inside(repo: UserRepo) -> None:
     (repo.home / ".ssh").mkdir()
     (repo.home / ".ssh/id_rsa").write_text("s3cret\n")
@@ -304,6 +310,7 @@ def test_the_sandbox_is_shown_and_proved_from_inside(repo: UserRepo) -> None:
     )
 
 
+@pytest.mark.by_both
 def test_a_layer_that_is_switched_off_is_found_from_inside(repo: UserRepo) -> None:
     (repo.home / ".netrc").write_text("s3cret\n")
     options = ("--home", "private", "--net", "none", "--without", "seccomp", "--without", "no-new-privs")
@@ -316,6 +323,7 @@ def test_a_layer_that_is_switched_off_is_found_from_inside(repo: UserRepo) -> No
     assert lines[-1].endswith("tries FAILED")
 
 
+@pytest.mark.by_both
 def test_the_sandbox_is_shown_as_a_tree_on_a_terminal(repo: UserRepo) -> None:
     with repo.terminal(*repo.command("doctor", "--sandbox")) as terminal:
         terminal.expect("read-only")
@@ -331,6 +339,7 @@ def test_what_the_doctor_does_not_take_is_refused(repo: UserRepo, words: tuple[s
     assert len(done.ours) == 2, str(done)
 
 
+@pytest.mark.by_both
 def test_probing_is_lean() -> None:
     # It is loaded on the way out of a failed start.
     code = "import sys; import overlayrun.kernel.probe; print(*sys.modules)"

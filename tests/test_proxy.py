@@ -20,6 +20,8 @@ from overlayrun.proxy_rules import LONGEST_HEAD, Refused, is_public, parse_reque
 from overlayrun.sandbox.network import host_name, parse_net
 from overlayrun.tunnel import serve, tunnel
 
+pytestmark = pytest.mark.shared
+
 _PATIENCE = 20.0
 _RULES = "allow=allowed.example:*,private.example,*.wild.example"
 

@@ -247,6 +247,7 @@ def _tear(repo: UserRepo, until: Until) -> None:
     _other_boot(repo, open_run=False)
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize(
     "words",
     ["snapshot b", "sync b", "restore b @{1}", "fork b -b f", "merge c --into b"],
@@ -269,6 +270,7 @@ def test_what_the_cut_tore_gets_into_no_snapshot(repo: UserRepo, until: Until, w
     assert "" not in [repo.show(each, "new") for each in taken]
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize(
     "words", ["snapshot b", "sync b", "restore b @{1}", "fork b -b f", "merge c --into b"]
 )

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from conftest import UserRepo
 
+pytestmark = pytest.mark.shared
+
 PROGRAM = Path(__file__).parent.parent / "scripts/_replay.py"
 
 

@@ -14,6 +14,8 @@ from snapshot_world import World
 from overlayrun.collector import LeftOut, LeftOutReason
 from overlayrun.model import CommitId, SnapshotReason
 
+pytestmark = pytest.mark.shared
+
 RULES = """\
 *.txt text
 *.auto text=auto

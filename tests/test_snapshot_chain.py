@@ -15,6 +15,8 @@ from overlayrun.model import BranchName, CommitId, SnapshotReason
 from overlayrun.store.refs import RefUpdate
 from overlayrun.store.repo import Repo
 
+pytestmark = pytest.mark.shared
+
 BRANCH = "refs/heads/agent/one"
 CHAIN = "refs/overlayrun/snapshots/w1"
 
@@ -24,6 +26,7 @@ def world(tmp_path: Path) -> World:
     return World.make(tmp_path, {"a": "1\n", "b": "1\n"})
 
 
+@pytest.mark.by_both
 def test_a_chain_of_snapshots_keeps_every_state_and_the_branch_has_one_commit(world: World) -> None:
     world.sh("echo 2 > a")
     first = world.snapshot(SnapshotReason.REQUEST, "one")
@@ -70,6 +73,7 @@ def test_author_and_committer_are_the_user_at_the_hosts_clock(world: World) -> N
     assert world.git("log", "-1", "--format=%an <%ae>|%cn <%ce>", taken.tip) == f"{who}|{who}"
 
 
+@pytest.mark.by_both
 def test_without_a_configured_identity_the_login_stands_in(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,8 @@ from snapshot_world import World
 
 from overlayrun.model import SnapshotReason
 
+pytestmark = pytest.mark.shared
+
 IDENTITY = (
     "export GIT_AUTHOR_NAME=Agent GIT_AUTHOR_EMAIL=a@x GIT_COMMITTER_NAME=Agent GIT_COMMITTER_EMAIL=a@x;"
 )

@@ -154,15 +154,12 @@ def test_what_cannot_be_published_fails_the_batch_and_every_report_says_so(repo:
     remote = repo.home / "remote.git"
     repo.git("init", "--bare", "-q", str(remote))
     repo.git("push", "-q", str(remote), "main:agents")  # a branch where a directory is needed
-    for where, code, said in ((str(remote), 1, "refused"), ("nowhere", 3, "nowhere")):
-        done = repo.overlayrun(
-            *("batch", "-p", "x", "--publish", where, "--prefix", "agents", "--report", "out"),
-            *("--", "sh", "-c", "echo y >y"),
-        )
-        assert done.code == code, str(done)
-        assert said in done.out + done.err
-        assert "1 task in" in done.out
-        _summary(repo.root / "out", code)
+    words = ("batch", "-p", "x", "--prefix", "agents", "--report", "out", "--publish")
+    done = repo.overlayrun(*words, str(remote), "--", "sh", "-c", "echo y >y")
+    assert done.code == 1, str(done)
+    assert "refused" in done.out + done.err
+    assert "1 task in" in done.out
+    _summary(repo.root / "out", 1)
 
 
 def _end_without_reader(repo: UserRepo, stdout: int | None, redirection: str) -> int:
